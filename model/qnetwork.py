@@ -1,0 +1,272 @@
+"""The quantised network: codes, scales and integer constants, as docs/numerics.md defines them. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import RedcaneError
+
+Codes = NDArray[np.int16]
+Table = NDArray[np.uint16]
+Format = Literal["sign-magnitude", "affine"]
+Kind = Literal["unsigned", "signed", "affine"]
+
+MAX_CAPSULE_DIM = 64  # keeps a squash's sum of squares below 2**20
+MAX_CLASSES = 64  # keeps a softmax's sum of exponentials below 2**16
+SQUASH_ENTRIES = 512
+EXP_ENTRIES = 256
+EXP_ONE = 1023
+COUPLING_ONE = 255
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How real values become 8-bit codes: value = scale * (code - zero_point)."""
+
+    kind: Kind
+    scale: float
+    zero_point: int = 0
+
+    @property
+    def lo(self) -> int:
+        return -127 if self.kind == "signed" else 0
+
+    @property
+    def hi(self) -> int:
+        return 127 if self.kind == "signed" else 255
+
+    def encode(self, values: NDArray[np.floating]) -> Codes:
+        """Real values to codes, rounded to nearest (ties up) and saturated."""
+        codes = np.floor(np.asarray(values, np.float64) / self.scale + 0.5) + self.zero_point
+        return np.clip(codes, self.lo, self.hi).astype(np.int16)
+
+    def decode(self, codes: Codes) -> NDArray[np.float64]:
+        """Codes to the real values that they stand for."""
+        return self.scale * (codes.astype(np.float64) - self.zero_point)
+
+
+@dataclass(frozen=True)
+class Requantizer:
+    """q = clamp(((acc * multiplier + 2**(shift-1)) >> shift) + zero_point, lo, hi)."""
+
+    multiplier: int
+    shift: int
+    zero_point: int
+    lo: int
+    hi: int
+
+    @classmethod
+    def for_scale(cls, ratio: float, out: Coding, relu: bool = False) -> Requantizer:
+        """The requantiser that multiplies by `ratio` (accumulator scale / output scale) to 16 bits' precision.
+
+        Raises RedcaneError when no shift of 1 ... 47 can express the ratio.
+        """
+        if not 0 < ratio < 2**15:
+            raise RedcaneError(f"requantisation by {ratio:g} is out of range: the calibration data give no usable scale")
+        mantissa, exponent = np.frexp(ratio)  # ratio = mantissa * 2**exponent, 0.5 <= mantissa < 1
+        multiplier, shift = int(np.floor(mantissa * 2**16 + 0.5)), 16 - int(exponent)
+        if multiplier == 2**16:
+            multiplier, shift = 2**15, shift - 1
+        if shift > 47:  # such a ratio sends every accumulator to zero
+            multiplier, shift = 2**15, 47
+        return cls(multiplier, shift, out.zero_point, max(out.lo, out.zero_point) if relu else out.lo, out.hi)
+
+    def __call__(self, acc: NDArray[np.int64]) -> Codes:
+        scaled = (acc.astype(np.int64) * self.multiplier + (1 << (self.shift - 1))) >> self.shift
+        return np.clip(scaled + self.zero_point, self.lo, self.hi).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class Product:
+    """One (layer, operation) that multiplies: operand codings, where magnitudes sit, the multiplier, the way out."""
+
+    format: Format
+    a: Coding
+    b: Coding
+    out: Coding
+    requantizer: Requantizer
+    component: str
+    align: int = 0
+
+    def term_bound(self, table: Table) -> int:
+        """The largest |term| over the operand values that the codings allow."""
+        ma, mb = magnitudes(self.a, self.align), magnitudes(self.b, self.align)
+        products = table[np.ix_(ma, mb)].astype(np.int64)
+        if self.format == "affine":
+            za, zb = self.a.zero_point, self.b.zero_point
+            products += za * zb - zb * ma[:, None] - za * mb[None, :]
+        return int(np.abs(products).max())
+
+
+def magnitudes(coding: Coding, align: int) -> NDArray[np.int64]:
+    """Every value that an operand of this coding can put on a multiplier's port."""
+    return np.arange(128, dtype=np.int64) << align if coding.kind == "signed" else np.arange(256, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Squash:
+    """Table and constants of a squash: (q * table[index(n)] + 2**(shift-1)) >> shift, then zero point and clamp."""
+
+    table: NDArray[np.uint16]  # (512,)
+    shift: int
+    out: Coding
+
+    @classmethod
+    def for_scales(cls, s_in: float, out: Coding) -> Squash:
+        """The table of G for an input of scale `s_in` (docs/numerics.md, Squash)."""
+        low, high = squash_intervals()
+        norm = s_in * np.sqrt((low + high) / 2)
+        gain = s_in / out.scale * norm / (1 + norm**2)
+        shift = min(15, int(np.floor(np.log2(65535 / gain.max()))))
+        if shift < 1:
+            raise RedcaneError(f"squash: an input scale of {s_in:g} against an output scale of {out.scale:g} is out of range")
+        return cls(np.floor(gain * 2.0**shift + 0.5).astype(np.uint16), shift, out)
+
+
+def squash_index(n: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The table index of a sum of squares 0 <= n < 2**20: n itself below 32, then 5 mantissa bits."""
+    exponent = np.floor(np.log2(np.maximum(n, 1))).astype(np.int64)
+    coarse = (exponent - 4) * 32 + ((n >> np.maximum(exponent - 5, 0)) & 31)
+    return np.where(n < 32, n, coarse)
+
+
+def squash_intervals() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The lowest and the highest sum of squares that share each of the 512 indices."""
+    index = np.arange(SQUASH_ENTRIES)
+    step = np.where(index < 32, 0, index // 32 - 1)
+    low = np.where(index < 32, index, (32 + index % 32) << step)
+    return low.astype(np.float64), (low + (1 << step) - 1).astype(np.float64)
+
+
+def exp_table(scale: float) -> NDArray[np.uint16]:
+    """E[d] = round(1023 * exp(-scale * d)), d = 0 ... 255."""
+    return np.floor(EXP_ONE * np.exp(-scale * np.arange(EXP_ENTRIES)) + 0.5).astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class QConv:
+    """A convolution with bias: `conv1` with its ReLU in the requantiser, or the one inside PrimaryCaps."""
+
+    weights: Codes  # (Cout, Kh, Kw, Cin)
+    bias: NDArray[np.int32]  # (Cout,), in units of the accumulator
+    stride: int
+    mac: Product
+    padding: int = 0
+
+
+@dataclass(frozen=True)
+class QConvLayer:
+    name: str
+    conv: QConv
+
+    def products(self) -> dict[str, Product]:
+        return {"mac": self.conv.mac}
+
+    def with_products(self, products: dict[str, Product]) -> QConvLayer:
+        return replace(self, conv=replace(self.conv, mac=products["mac"]))
+
+
+@dataclass(frozen=True)
+class QPrimaryCaps:
+    """A convolution whose channels are (type, dim), then squash."""
+
+    name: str
+    conv: QConv
+    capsule_dim: int
+    squash: Squash
+
+    def products(self) -> dict[str, Product]:
+        return {"mac": self.conv.mac}
+
+    def with_products(self, products: dict[str, Product]) -> QPrimaryCaps:
+        return replace(self, conv=replace(self.conv, mac=products["mac"]))
+
+
+@dataclass(frozen=True)
+class QClassCaps:
+    """Votes and dynamic routing. Logits, coupling coefficients and capsules as docs/numerics.md says."""
+
+    name: str
+    weights: Codes  # (I, Din, J, D)
+    votes: Product
+    weighted_sum: Product
+    agreement: Product  # its `out` is the coding of the logits
+    exp_table: NDArray[np.uint16]  # (256,)
+    squash: Squash
+    iterations: int
+
+    def products(self) -> dict[str, Product]:
+        return {"votes": self.votes, "weighted_sum": self.weighted_sum, "agreement": self.agreement}
+
+    def with_products(self, products: dict[str, Product]) -> QClassCaps:
+        return replace(self, **products)
+
+
+Layer = QConvLayer | QPrimaryCaps | QClassCaps
+
+
+@dataclass(frozen=True)
+class QNetwork:
+    """A whole quantised network: image (H, W, C) -> class. `tables` holds the product table of every component in use."""
+
+    image: tuple[int, int, int]
+    input: Coding
+    layers: tuple[Layer, ...]
+    tables: dict[str, Table] = field(repr=False)
+
+    def products(self) -> Iterator[tuple[str, Product, int]]:
+        """Every (key "layer.operation", product, number of terms of one sum)."""
+        for layer in self.layers:
+            for name, product in layer.products().items():
+                yield f"{layer.name}.{name}", product, terms(layer, name)
+
+    def with_components(self, assignment: dict[str, str], tables: dict[str, Table]) -> QNetwork:
+        """The same network with other multipliers: assignment maps "layer.operation" to a component's name.
+
+        Raises RedcaneError for an unknown or a missing operation, a component without a table, or a sum that could overflow.
+        """
+        known = {key for key, _, _ in self.products()}
+        for key in assignment.keys() - known:
+            raise RedcaneError(f"assignment: no operation {key!r} in this network; it has {', '.join(sorted(known))}")
+        for key in known - assignment.keys():
+            raise RedcaneError(f"assignment: operation {key!r} has no multiplier")
+        for key, component in assignment.items():
+            if component not in tables:
+                raise RedcaneError(f"assignment: {key}: unknown component {component!r}")
+        layers = tuple(
+            layer.with_products(
+                {name: replace(p, component=assignment[f"{layer.name}.{name}"]) for name, p in layer.products().items()}
+            )
+            for layer in self.layers
+        )
+        used = {name: tables[name] for name in sorted(set(assignment.values()))}
+        network = replace(self, layers=layers, tables=used)
+        network.check()
+        return network
+
+    def check(self) -> None:
+        """Refuse a network whose sums could leave 32 bits or whose operations disagree about a tensor."""
+        for layer in self.layers:
+            bias = int(np.abs(layer.conv.bias.astype(np.int64)).max()) if not isinstance(layer, QClassCaps) else 0
+            for name, product in layer.products().items():
+                bound = bias + terms(layer, name) * product.term_bound(self.tables[product.component])
+                if bound >= 2**31:
+                    raise RedcaneError(
+                        f"{layer.name}.{name}: {terms(layer, name)} products of {product.component} can overflow the 32-bit "
+                        "accumulator; split the sum or choose a multiplier with smaller products"
+                    )
+            if isinstance(layer, QClassCaps) and layer.weighted_sum.format != layer.agreement.format:
+                raise RedcaneError(f"{layer.name}: weighted_sum and agreement read the same votes and must share a format")
+
+
+def terms(layer: Layer, operation: str) -> int:
+    """How many products one sum of the operation has."""
+    if isinstance(layer, QClassCaps):
+        inputs, dim_in, _, dim_out = layer.weights.shape
+        return {"votes": dim_in, "weighted_sum": inputs, "agreement": dim_out}[operation]
+    return int(np.prod(layer.conv.weights.shape[1:]))
