@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from model.errors import RedcaneError
 from model.qnetwork import (
     COUPLING_ONE,
-    Coding,
     Codes,
+    Coding,
     Product,
     QClassCaps,
     QConv,
