@@ -1,0 +1,59 @@
+"""The analysis as figures in the manner of the paper's Fig. 9 (group-wise) and Fig. 10 (layer-wise)."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from model.files import write_atomic
+from model.operations import GROUPS
+from model.resilience import Curve, Resilience
+
+
+def plot_groups(result: Resilience, path: Path) -> None:
+    """Fig. 9: accuracy drop against NM, one line a group. Writes an SVG, the same bytes for the same result."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    _draw(figure.subplots(), result, {GROUPS[group]: curve for group, curve in result.groups.items()}, "Group-wise")
+    _save(figure, path)
+
+
+def plot_layers(result: Resilience, path: Path) -> None:
+    """Fig. 10: accuracy drop against NM, one panel a non-resilient group, one line a layer. Writes an SVG."""
+    panels = max(1, len(result.layers))
+    figure = Figure(figsize=(6 * panels, 4), layout="constrained")
+    if result.layers:
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        for panel, (group, layers) in zip(axes, result.layers.items(), strict=True):
+            _draw(panel, result, layers, f"Layer-wise: {GROUPS[group]}")
+    else:
+        figure.text(0.5, 0.5, "Every group is resilient: no layer-wise analysis", ha="center")
+    _save(figure, path)
+
+
+def _draw(axes: Axes, result: Resilience, curves: dict[str, Curve], title: str) -> None:
+    """Mean drop in points with its standard deviation over the seeds; large NM on the left, as in the paper."""
+    smallest = min((nm for nm in result.settings.noise_magnitudes if nm > 0), default=1.0)
+    for label, curve in curves.items():
+        magnitudes = sorted(curve.accuracies, reverse=True)
+        drops = [100 * (curve.mean(nm) - result.clean_accuracy) for nm in magnitudes]
+        spread = [100 * curve.deviation(nm) for nm in magnitudes]
+        axes.errorbar(magnitudes, drops, yerr=spread, label=label, marker="o", markersize=3, linewidth=1, capsize=2)
+    axes.axhline(-result.settings.tolerance_points, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xscale("symlog", linthresh=smallest)  # 0 has its place beside the logarithmic rest
+    ticks = sorted(result.settings.noise_magnitudes)
+    axes.set_xticks(ticks, [f"{nm:g}" for nm in ticks], rotation=45)
+    axes.minorticks_off()
+    axes.invert_xaxis()
+    axes.set(title=title, xlabel="Noise magnitude NM", ylabel="Accuracy drop (points)")
+    axes.legend()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "redcane"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    write_atomic(path, buffer.getvalue())

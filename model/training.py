@@ -1,0 +1,238 @@
+"""Training a CapsNet: margin loss, optional reconstruction, early stopping, and checkpoints that survive a kill.
+
+Two trainings with the same recipe, data, seed and number of threads end with the same weights, bit for bit, also when
+one of them was killed and resumed: everything random in an epoch derives from (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
+
+from model.capsnet import CapsNet, CapsNetShape
+from model.capsules import Tap, identity, lengths
+from model.datasets import Dataset
+from model.errors import RedcaneError
+from model.files import digest
+from model.seeds import derive_seed
+from model.weights import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """How to train. The defaults are those of the digits."""
+
+    epochs: int = 120
+    batch: int = 32
+    learning_rate: float = 3e-3  # of Adam; falls to zero along half a cosine
+    patience: int = 40  # epochs without a better validation before stopping
+    reconstruction: float = 0.0  # weight of the decoder's squared error, summed over the pixels (the paper: 0.0005)
+    shift: float = 0.7  # augmentation: largest random shift, pixels
+    rotation: float = 8.0  # degrees
+    scale: float = 0.05  # fraction
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0)):
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a whole number from {least}")
+        for name in ("learning_rate", "reconstruction", "shift", "rotation", "scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a number from 0")
+        if self.learning_rate == 0 or self.scale >= 1:
+            raise RedcaneError("training: learning_rate should be above 0 and scale below 1")
+
+
+@dataclass
+class History:
+    """What a training did, epoch by epoch; accuracies as fractions."""
+
+    loss: list[float] = field(default_factory=list)  # mean training loss
+    validation: list[float] = field(default_factory=list)  # validation accuracy
+    validation_loss: list[float] = field(default_factory=list)
+    best: int = -1  # the epoch whose weights were kept
+
+    def better(self) -> bool:
+        """Whether the last epoch beats the best so far: by accuracy, then by loss."""
+        if self.best < 0:
+            return True
+        last = (self.validation[-1], -self.validation_loss[-1])
+        return last > (self.validation[self.best], -self.validation_loss[self.best])
+
+
+def initial(shape: CapsNetShape, seed: int) -> CapsNet:
+    """A fresh network whose weights depend on the seed only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CapsNet(shape)
+
+
+def margin_loss(capsules: Tensor, labels: Tensor) -> Tensor:
+    """Mean margin loss (Sabour, Eq. 4) of class capsules (N, J, E): m+ = 0.9, m- = 0.1, lambda = 0.5."""
+    length = lengths(capsules)  # (N, J)
+    present = nn.functional.one_hot(labels, length.shape[1])
+    missed = torch.relu(0.9 - length) ** 2
+    imagined = torch.relu(length - 0.1) ** 2
+    return (present * missed + 0.5 * (1 - present) * imagined).sum(dim=1).mean()
+
+
+def augment(images: Tensor, recipe: TrainingRecipe, generator: torch.Generator) -> Tensor:
+    """Shift, rotate and scale every image (N, C, H, W) a little, each by its own random amounts."""
+    if recipe.shift == recipe.rotation == recipe.scale == 0:
+        return images
+    n, _, height, width = images.shape
+    random = torch.rand(n, 4, generator=generator) * 2 - 1
+    angle = random[:, 0] * math.radians(recipe.rotation)
+    zoom = 1 + random[:, 1] * recipe.scale
+    affine = torch.stack(
+        [
+            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), random[:, 2] * 2 * recipe.shift / width], dim=1),
+            torch.stack([zoom * angle.sin(), zoom * angle.cos(), random[:, 3] * 2 * recipe.shift / height], dim=1),
+        ],
+        dim=1,
+    )  # (N, 2, 3)
+    grid = nn.functional.affine_grid(affine, list(images.shape), align_corners=False)
+    return nn.functional.grid_sample(images, grid, align_corners=False).clamp(0, 1)
+
+
+def evaluate(
+    network: CapsNet,
+    images: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    batch: int = 256,
+    tap: Callable[[int], Tap] = lambda batch_index: identity,
+) -> tuple[float, float]:
+    """Accuracy (fraction) and mean margin loss on images (N, C, H, W); `tap` gives the tap for each batch index."""
+    correct, loss = 0, 0.0
+    with torch.inference_mode():
+        for index, start in enumerate(range(0, len(labels), batch)):
+            y = torch.from_numpy(labels[start : start + batch])
+            v = network(torch.from_numpy(images[start : start + batch]), tap(index))
+            correct += int((lengths(v).argmax(dim=1) == y).sum())
+            loss += float(margin_loss(v, y)) * len(y)
+    return correct / len(labels), loss / len(labels)
+
+
+def accuracy(
+    network: CapsNet,
+    images: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    batch: int = 256,
+    tap: Callable[[int], Tap] = lambda batch_index: identity,
+) -> float:
+    """The fraction of images (N, C, H, W) whose longest class capsule is that of the label."""
+    return evaluate(network, images, labels, batch, tap)[0]
+
+
+def train(network: CapsNet, dataset: Dataset, recipe: TrainingRecipe, checkpoint: Path) -> History:
+    """Train the network in place and leave it with the weights of its best epoch on the validation split.
+
+    After every epoch `checkpoint` (safetensors) is replaced; if it is there at the start and comes from the same
+    recipe, shape and data, training goes on from it, else it starts over. Raises RedcaneError when the network does not
+    fit the dataset, the checkpoint is broken, or the loss stops being a number.
+    """
+    check_fit(network.shape, dataset)
+    if recipe.reconstruction > 0 and network.decoder is None:
+        raise RedcaneError("training.reconstruction: the network has no decoder; give network.decoder its hidden sizes")
+    run = json.dumps([asdict(recipe), asdict(network.shape), dataset.digest()])
+    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
+    history, best = History(), _weights(network)
+    if checkpoint.exists():
+        history, best = _resume(checkpoint, digest(run.encode()), network, optimizer) or (history, best)
+
+    with tqdm(total=recipe.epochs, initial=len(history.loss), desc="train", unit="epoch") as progress:
+        for epoch in range(len(history.loss), recipe.epochs):
+            if epoch - history.best > recipe.patience and history.best >= 0:
+                break
+            history.loss.append(_epoch(network, dataset, recipe, optimizer, epoch))
+            validated = evaluate(network, dataset.validation.images, dataset.validation.labels)
+            history.validation.append(validated[0])
+            history.validation_loss.append(validated[1])
+            if not math.isfinite(history.loss[-1] + validated[1]):
+                raise RedcaneError(f"training: the loss is no number after epoch {epoch}; lower training.learning_rate")
+            if history.better():
+                history.best, best = epoch, _weights(network)
+            _save(checkpoint, digest(run.encode()), network, optimizer, best, history)
+            progress.set_postfix(loss=f"{history.loss[-1]:.4f}", validation=f"{100 * validated[0]:.2f}%")
+            progress.update()
+    network.load_state_dict(best)
+    return history
+
+
+def check_fit(shape: CapsNetShape, dataset: Dataset) -> None:
+    """Raise RedcaneError unless a network of this shape takes the dataset's images and knows its classes."""
+    if shape.image != dataset.image or shape.classes != dataset.classes:
+        raise RedcaneError(
+            f"network: made for images of {shape.image} and {shape.classes} classes, "
+            f"but {dataset.name} has images of {dataset.image} and {dataset.classes} classes"
+        )
+
+
+def _epoch(
+    network: CapsNet, dataset: Dataset, recipe: TrainingRecipe, optimizer: torch.optim.Optimizer, epoch: int
+) -> float:
+    """One pass over the training images in an order of its own; returns the mean loss."""
+    generator = torch.Generator().manual_seed(derive_seed("epoch", recipe.seed, epoch))
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+    images, labels = torch.from_numpy(dataset.train.images), torch.from_numpy(dataset.train.labels)
+    total = 0.0
+    for chosen in torch.randperm(len(labels), generator=generator).split(recipe.batch):
+        x, y = augment(images[chosen], recipe, generator), labels[chosen]
+        v = network(x)
+        loss = margin_loss(v, y)
+        if recipe.reconstruction > 0:
+            error = (network.reconstruct(v, y) - x).square().flatten(1).sum(dim=1).mean()
+            loss = loss + recipe.reconstruction * error
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += float(loss.detach()) * len(chosen)
+    return total / len(labels)
+
+
+def _weights(network: CapsNet) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def _save(
+    path: Path,
+    run: str,
+    network: CapsNet,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    history: History,
+) -> None:
+    """Write the checkpoint: weights, Adam's state, the best weights, the history, and what run they belong to."""
+    tensors = {f"weights/{name}": tensor for name, tensor in _weights(network).items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    for name, parameter in network.named_parameters():
+        tensors |= {f"adam/{name}/{key}": value for key, value in optimizer.state[parameter].items()}
+    write_tensors(path, tensors, {"run": run, "history": json.dumps(asdict(history))})
+
+
+def _resume(
+    path: Path, run: str, network: CapsNet, optimizer: torch.optim.Optimizer
+) -> tuple[History, dict[str, Tensor]] | None:
+    """Put network and optimizer back to where the checkpoint left them; None when it belongs to another run."""
+    tensors, metadata = read_tensors(path)
+    if metadata.get("run") != run:
+        return None
+    try:
+        history = History(**json.loads(metadata["history"]))
+        best = {name: tensors[f"best/{name}"] for name in network.state_dict()}
+        network.load_state_dict({name: tensors[f"weights/{name}"] for name in network.state_dict()})
+        for name, parameter in network.named_parameters():
+            optimizer.state[parameter] = {k: tensors[f"adam/{name}/{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise RedcaneError(f"{path}: a damaged checkpoint ({type(error).__name__}); delete it to train anew") from None
+    return history, best

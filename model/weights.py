@@ -1,0 +1,66 @@
+"""Tensors in safetensors files: written whole, read with every check, no pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, isfinite
+
+from model.capsnet import CapsNet, CapsNetShape
+from model.errors import RedcaneError
+from model.files import read_bounded, write_atomic
+
+SIZE_LIMIT = 2**30  # bytes; the original CapsNet with decoder takes 33 MB, its checkpoint four times that
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically."""
+    write_atomic(path, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file; RedcaneError when it is missing, truncated or foreign."""
+    content = read_bounded(path, SIZE_LIMIT)
+    try:
+        tensors = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise RedcaneError(f"{path}: not a whole safetensors file ({error}); make it again") from None
+    return tensors, _metadata(content)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # safetensors has validated it
+    return dict(header.get("__metadata__") or {})
+
+
+def save_weights(network: CapsNet, path: Path, metadata: dict[str, str]) -> None:
+    """Write the weights of a network (decoder too, if it has one), with texts to keep beside them."""
+    write_tensors(path, {name: tensor.detach() for name, tensor in network.state_dict().items()}, metadata)
+
+
+def load_weights(shape: CapsNetShape, path: Path) -> tuple[CapsNet, dict[str, str]]:
+    """A network of this shape with the weights of a file, and the file's metadata.
+
+    Raises RedcaneError when the file is missing, truncated, foreign, or made for another shape.
+    """
+    tensors, metadata = read_tensors(path)
+    network = CapsNet(shape)
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise RedcaneError(f"{path}: no tensor {name}; these are not the weights of this network")
+        if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
+            raise RedcaneError(
+                f"{path}: {name} is {tensors[name].dtype} {list(tensors[name].shape)}, but the configured network "
+                f"needs {tensor.dtype} {list(tensor.shape)}; train it again"
+            )
+        if not isfinite(tensors[name]).all():
+            raise RedcaneError(f"{path}: {name} holds values that are not numbers; train it again")
+    surplus = sorted(set(tensors) - set(expected))
+    if surplus:
+        raise RedcaneError(f"{path}: tensor {surplus[0]} does not belong to this network")
+    network.load_state_dict(tensors)
+    return network, metadata
