@@ -1,0 +1,179 @@
+"""The accelerator: memories, units, and the ports between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from hw import isa
+from hw.emitter import Emitter
+from hw.loader import Loader
+from hw.matmul import MatmulEngine
+from hw.memory import VectorMemory
+from hw.parameters import Parameters
+from hw.sequencer import UNITS, Sequencer
+from hw.softmax import SoftmaxUnit
+from hw.squash import SquashUnit
+from hw.votes import VoteMemory
+
+MATMUL, SQUASH, SOFTMAX, EMIT = range(len(UNITS))
+
+
+class Accelerator(wiring.Component):
+    """Image to class without the host: an AXI4-Stream of packets in (`hw.isa.Target`), one of results out (`hw.emitter`).
+
+    The host loads program, weights, biases and tables once, then for every image its bytes and a START. One unit works at a time and owns the
+    ports of the memories meanwhile; the loader owns them while no program runs. The counters count from START to the COUNTERS descriptor.
+    """
+
+    s_axis_tdata: Signal
+    s_axis_tvalid: Signal
+    s_axis_tready: Signal
+    m_axis_tdata: Signal
+    m_axis_tvalid: Signal
+    m_axis_tready: Signal
+    m_axis_tlast: Signal
+    busy: Signal
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        super().__init__({
+            "s_axis_tdata": In(32), "s_axis_tvalid": In(1), "s_axis_tready": Out(1),
+            "m_axis_tdata": Out(32), "m_axis_tvalid": Out(1), "m_axis_tready": In(1), "m_axis_tlast": Out(1),
+            "busy": Out(1),
+        })  # fmt: skip
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        p = self._parameters
+        m.submodules.loader = loader = Loader(p)
+        m.submodules.sequencer = sequencer = Sequencer(p)
+        m.submodules.matmul = matmul = MatmulEngine(p)
+        m.submodules.squash = squash = SquashUnit(p)
+        m.submodules.softmax = softmax = SoftmaxUnit(p)
+        m.submodules.emitter = emitter = Emitter(p)
+        m.submodules.activations = activations = VectorMemory(p.lanes, p.activation_bytes)
+        m.submodules.votes = votes = VoteMemory(p.square, p.vote_words)
+
+        def storage(name: str, width: int, depth: int) -> tuple[Any, Any]:
+            memory = Memory(shape=width, depth=depth, init=[])
+            m.submodules[name] = memory
+            return memory.read_port(), memory.write_port()
+
+        program_read, program_write = storage("program", 32, p.program_words)
+        weight_read, weight_write = storage("weights", 8 * p.rows * p.columns, p.weight_words)
+        bias_read, bias_write = storage("biases", 32 * p.columns, p.bias_words)
+
+        # Edge: streams in and out.
+        m.d.comb += [
+            loader.packets.payload.eq(self.s_axis_tdata),
+            loader.packets.valid.eq(self.s_axis_tvalid),
+            self.s_axis_tready.eq(loader.packets.ready),
+            self.m_axis_tdata.eq(emitter.beats.payload.data),
+            self.m_axis_tlast.eq(emitter.beats.payload.last),
+            self.m_axis_tvalid.eq(emitter.beats.valid),
+            emitter.beats.ready.eq(self.m_axis_tready),
+            self.busy.eq(sequencer.running),
+        ]
+
+        # The loader and what it fills.
+        m.d.comb += [
+            loader.run.eq(sequencer.running),
+            program_write.en.eq(loader.enable[isa.Target.PROGRAM]),
+            weight_write.en.eq(loader.enable[isa.Target.WEIGHTS]),
+            bias_write.en.eq(loader.enable[isa.Target.BIAS]),
+            squash.table_write_enable.eq(loader.enable[isa.Target.SQUASH_TABLE]),
+            softmax.table_write_enable.eq(loader.enable[isa.Target.EXP_TABLE]),
+            squash.table_write_address.eq(loader.address),
+            squash.table_write_data.eq(loader.data),
+            softmax.table_write_address.eq(loader.address),
+            softmax.table_write_data.eq(loader.data),
+        ]
+        for write in (program_write, weight_write, bias_write):
+            m.d.comb += [write.addr.eq(loader.address), write.data.eq(loader.data)]
+
+        # The sequencer and the units that it starts.
+        m.d.comb += [
+            sequencer.start.eq(loader.start),
+            sequencer.entry.eq(loader.address),
+            program_read.addr.eq(sequencer.program_address),
+            sequencer.program_data.eq(program_read.data),
+            sequencer.unit_done.eq(Cat(matmul.done, squash.done, softmax.done, emitter.done)),
+            matmul.config.as_value().eq(sequencer.descriptor),
+            emitter.config.as_value().eq(sequencer.descriptor),
+        ]
+        for unit, layout in ((squash, isa.SQUASH), (softmax, isa.SOFTMAX)):
+            fields = data.View(layout, sequencer.descriptor[: layout.size])
+            for name in layout.members:
+                if name != "opcode":
+                    m.d.comb += getattr(unit, name).eq(fields[name])
+        for index, unit in enumerate((matmul, squash, softmax, emitter)):
+            m.d.comb += unit.start.eq(sequencer.unit_start[index])
+
+        # The ports of the memories.
+        m.d.comb += [
+            weight_read.addr.eq(matmul.b_address),
+            matmul.weight_data.as_value().eq(weight_read.data),
+            bias_read.addr.eq(matmul.bias_address),
+            matmul.bias_data.as_value().eq(bias_read.data),
+            votes.read_address.eq(Mux(sequencer.active[EMIT], emitter.vote_address, matmul.b_address)),
+            matmul.vote_data.eq(votes.read_data),
+            emitter.vote_data.eq(votes.read_data),
+            votes.write_enable.eq(matmul.write_enable & matmul.write_votes),
+            votes.write_lane.eq(matmul.write_lane),
+            votes.write_address.eq(matmul.write_address),
+            votes.write_data.as_value().eq(matmul.write_data.as_value()),
+        ]
+        for unit in (matmul, squash, softmax, emitter):
+            m.d.comb += unit.read_data.eq(activations.read_data)
+        with m.Switch(sequencer.active):
+            for index, unit in enumerate((matmul, squash, softmax, emitter)):
+                with m.Case(1 << index):
+                    m.d.comb += activations.read_address.eq(unit.read_address)
+                    if unit is matmul:
+                        m.d.comb += [
+                            activations.write_enable.eq(matmul.write_enable & ~matmul.write_votes),
+                            activations.write_address.eq(matmul.write_address),
+                            activations.write_data.as_value().eq(matmul.write_data.as_value()),
+                            activations.write_mask.eq(matmul.write_mask),
+                        ]
+                    elif unit is not emitter:
+                        m.d.comb += [
+                            activations.write_enable.eq(unit.write_enable),
+                            activations.write_address.eq(unit.write_address),
+                            activations.write_data.eq(unit.write_data),
+                            activations.write_mask.eq(unit.write_mask),
+                        ]
+            with m.Default():
+                m.d.comb += [
+                    activations.write_enable.eq(loader.enable[isa.Target.ACTIVATIONS]),
+                    activations.write_address.eq(loader.address),
+                    activations.write_data.as_value().eq(loader.data[:32]),
+                    activations.write_mask.eq(0b1111),
+                ]
+
+        # Counters stand still while they are sent.
+        counters = Signal(data.ArrayLayout(64, len(isa.COUNTERS)))
+        opcode = sequencer.descriptor[:4]
+        counting = sequencer.running & ~(sequencer.active[EMIT] & (opcode == isa.Opcode.COUNTERS))
+        rises = {
+            "cycles": 1,
+            "matmul_cycles": sequencer.active[MATMUL],
+            "squash_cycles": sequencer.active[SQUASH],
+            "softmax_cycles": sequencer.active[SOFTMAX],
+            "emit_cycles": sequencer.active[EMIT],
+            "fetch_cycles": sequencer.fetching,
+            "output_stalls": emitter.stalled,
+            "busy_pe_cycles": matmul.busy_pes,
+        }
+        for index, name in enumerate(isa.COUNTERS):
+            with m.If(loader.start):
+                m.d.sync += counters[index].eq(0)
+            with m.Elif(counting):
+                m.d.sync += counters[index].eq(counters[index] + rises[name])
+        m.d.comb += emitter.counters.eq(counters)
+        return m

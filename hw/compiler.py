@@ -1,0 +1,454 @@
+"""From a quantised network to what the accelerator is loaded with: layer program, weights, biases, tables, and where things lie.
+
+The compiler also decides the memories' sizes, so that an accelerator fits its network. Tensors get fixed places in the activation memory, one
+after the other; nothing is overwritten that a later comparison could want, except by the next routing iteration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hw import isa
+from hw.isa import Opcode, Target
+from hw.parameters import MultiplierKind, Parameters
+from model.errors import RedcaneError
+from model.qnetwork import Codes, Coding, Product, QClassCaps, QConv, QNetwork, QPrimaryCaps, Requantizer, Squash
+
+MAX_PIXELS = 1024  # accumulators a column; larger outputs are computed in stripes of rows
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a boundary of docs/numerics.md lies while it can be read, and how its bytes are to be understood."""
+
+    shape: tuple[int, ...]
+    coding: Coding
+    base: int
+    votes: bool = False  # in the vote memory: padded words, see VoteMemory
+
+
+@dataclass(frozen=True)
+class Emission:
+    """The packet with this tag on the output stream carries this boundary."""
+
+    boundary: str
+    region: Region
+
+
+@dataclass(frozen=True)
+class Packet:
+    """Words for one target of the input stream."""
+
+    target: Target
+    address: int
+    words: NDArray[np.uint32]
+
+    def beats(self) -> list[int]:
+        """The packet as it goes over the stream."""
+        return [(int(self.target) << 28) | len(self.words), self.address, *self.words.tolist()]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled network. `setup` is loaded once; then each image is one packet and one START at an entry."""
+
+    parameters: Parameters
+    setup: list[Packet]
+    entry: int  # image to class, nothing else emitted
+    traced_entry: int  # the same with every boundary emitted
+    image: Region
+    emissions: dict[int, Emission]  # by tag; all but CLASS_TAG and COUNTERS_TAG belong to the traced entry
+    shape: tuple[int, int, int] = field(default=(0, 0, 0))
+
+    CLASS_TAG = 0
+    COUNTERS_TAG = 255
+
+    def image_packet(self, codes: Codes) -> Packet:
+        """The packet that puts one image (H, W, C) into its place."""
+        return Packet(Target.ACTIVATIONS, self.image.base, _words32(to_bytes(self.image.coding, codes)))
+
+    def start_packet(self, traced: bool) -> Packet:
+        return Packet(Target.START, self.traced_entry if traced else self.entry, np.zeros(0, np.uint32))
+
+    def decode(self, emission: Emission, payload: bytes) -> Codes:
+        """The codes of a boundary out of the bytes of its packet."""
+        region = emission.region
+        count = int(np.prod(region.shape))
+        if not region.votes:
+            raw = np.frombuffer(payload[:count], np.uint8).reshape(region.shape)
+        else:
+            inputs, classes, dim = region.shape
+            size = self.parameters.square
+            words = np.frombuffer(payload, np.uint8).reshape(-1, classes, -(-dim // size), size, size)  # block, j, d block, lane i, d
+            raw = words.transpose(0, 3, 1, 2, 4).reshape(words.shape[0] * size, classes, -1)[:inputs, :, :dim]
+        return from_bytes(region.coding, raw)
+
+
+def to_bytes(coding: Coding, codes: Codes) -> NDArray[np.uint8]:
+    """Codes as the hardware stores them: a signed code is sign (bit 7) and magnitude."""
+    wide = codes.astype(np.int64)
+    return np.where(wide < 0, 128 - wide, wide).astype(np.uint8) if coding.kind == "signed" else wide.astype(np.uint8)
+
+
+def from_bytes(coding: Coding, raw: NDArray[np.uint8]) -> Codes:
+    """The inverse of `to_bytes`."""
+    wide = raw.astype(np.int16)
+    return np.where(wide > 127, 128 - wide, wide).astype(np.int16) if coding.kind == "signed" else wide
+
+
+def _words32(raw: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    flat = raw.reshape(-1)
+    return np.pad(flat, (0, -len(flat) % 4)).view("<u4").astype(np.uint32)
+
+
+class Compiler:
+    """Lays a network out on an array; `program()` gives the result."""
+
+    def __init__(self, network: QNetwork, kinds: tuple[MultiplierKind, ...], rows: int, columns: int) -> None:
+        affine = any(p.format == "affine" for _, p, _ in network.products())
+        self._p = Parameters(kinds, rows, columns, affine)
+        self._kind = {kind.component: index for index, kind in enumerate(kinds)}
+        self._network = network
+        self._descriptors: list[tuple[Opcode, dict[str, Any]]] = []
+        self._emissions: dict[int, Emission] = {}
+        self._weights: list[NDArray[np.uint8]] = []  # words (rows, columns)
+        self._biases: list[NDArray[np.int32]] = []  # words (columns,)
+        self._squash_tables: list[NDArray[np.uint16]] = []
+        self._exp_tables: list[NDArray[np.uint16]] = []
+        self._bytes = 0
+        self._vote_words = 1
+        self._pixels = 1
+
+    def program(self) -> Program:
+        """Compile. Raises RedcaneError for a network that this accelerator cannot hold."""
+        network = self._network
+        image = self._place(network.image, network.input)
+        self._emit("input", image)
+        here = image
+        for layer in network.layers:
+            if isinstance(layer, QClassCaps):
+                here = self._class_caps(layer, here)
+                continue
+            here = self._conv(layer.conv, here)
+            self._emit(f"{layer.name}.mac", here)
+            if isinstance(layer, QPrimaryCaps):
+                capsules = int(np.prod(here.shape)) // layer.capsule_dim
+                here = self._squash(layer.squash, here, (capsules, layer.capsule_dim))
+                self._emit(f"{layer.name}.squash", here)
+        result = self._place((), Coding("unsigned", 1.0))
+        self._descriptors.append((Opcode.SQUASH, _classify(here, result)))
+        self._emissions[Program.CLASS_TAG] = Emission("class", result)
+        return self._link(image)
+
+    # The layers.
+
+    def _conv(self, conv: QConv, here: Region) -> Region:
+        p = self._p
+        cout, kh, kw, cin = conv.weights.shape
+        if conv.padding:
+            raise RedcaneError("the accelerator has no padding of convolutions yet; use a network without (padding: 0)")
+        height, width = ((size - k) // conv.stride + 1 for size, k in zip(here.shape[:2], (kh, kw), strict=True))
+        out = self._place((height, width, cout), conv.mac.out)
+        segment = kw * cin  # contiguous in memory: channels last
+        chunks, blocks = -(-segment // p.rows), -(-cout // p.columns)
+        flat = np.zeros((blocks * p.columns, kh, chunks * p.rows), np.int16)
+        flat[:cout, :, :segment] = conv.weights.reshape(cout, kh, segment)
+        words = flat.reshape(blocks, p.columns, kh, chunks, p.rows).transpose(0, 2, 3, 4, 1)
+        b_base = self._load_weights(to_bytes(conv.mac.b, words))
+        bias = np.zeros(blocks * p.columns, np.int32)
+        bias[:cout] = conv.bias
+        bias_base = len(self._biases)
+        self._biases.extend(bias.reshape(blocks, p.columns))
+        if width > MAX_PIXELS:
+            raise RedcaneError(f"a convolution {width} pixels wide does not fit the {MAX_PIXELS} accumulators of a column")
+        stripe = min(height, MAX_PIXELS // width)
+        self._pixels = max(self._pixels, stripe * width)
+        row_bytes = here.shape[1] * cin
+        for top in range(0, height, stripe):
+            self._matmul(
+                conv.mac,
+                has_bias=1,
+                blocks=blocks,
+                segments=kh,
+                chunks=chunks,
+                rows=min(stripe, height - top),
+                cols=width,
+                lanes=p.rows,
+                last_lanes=segment - (chunks - 1) * p.rows,
+                columns=p.columns,
+                last_columns=cout - (blocks - 1) * p.columns,
+                a_base=here.base + top * conv.stride * row_bytes,
+                a_segment=row_bytes,
+                a_chunk=p.rows,
+                a_row=conv.stride * row_bytes,
+                a_col=conv.stride * cin,
+                b_base=b_base,
+                b_block=kh * chunks,
+                b_segment=chunks,
+                b_chunk=1,
+                bias_base=bias_base,
+                o_base=out.base + top * width * cout,
+                o_block=p.columns,
+                o_row=width * cout,
+                o_col=cout,
+            )
+        return out
+
+    def _class_caps(self, layer: QClassCaps, u: Region) -> Region:
+        p, name = self._p, layer.name
+        inputs, dim_in, classes, dim = layer.weights.shape
+        size = p.square
+        capsule_blocks, dim_blocks = -(-inputs // size), -(-dim // size)
+        word_row = classes * dim_blocks  # vote words of one block of input capsules
+        self._vote_words = max(self._vote_words, capsule_blocks * word_row)
+
+        chunks = -(-dim_in // p.rows)
+        padded = np.zeros((inputs, chunks * p.rows, classes, dim_blocks * size), np.int16)
+        padded[:, :dim_in, :, :dim] = layer.weights
+        words = np.zeros((inputs, word_row, chunks, p.rows, p.columns), np.uint8)
+        words[..., :size] = to_bytes(
+            layer.votes.b, padded.reshape(inputs, chunks, p.rows, word_row, size).transpose(0, 3, 1, 2, 4)
+        )
+        self._matmul(
+            layer.votes,
+            to_votes=1,
+            groups=inputs,
+            blocks=word_row,
+            chunks=chunks,
+            lanes=p.rows,
+            last_lanes=dim_in - (chunks - 1) * p.rows,
+            columns=size,
+            last_columns=size,
+            a_base=u.base,
+            a_group=dim_in,
+            a_chunk=p.rows,
+            b_base=self._load_weights(words),
+            b_group=word_row * chunks,
+            b_block=chunks,
+            b_chunk=1,
+            o_base=0,
+            o_group=word_row,
+            o_block=1,
+        )
+        self._emit(f"{name}.votes", Region((inputs, classes, dim), layer.votes.out, 0, votes=True))
+
+        coupling = self._place((classes, inputs), layer.weighted_sum.a)
+        logits = self._place((classes, inputs), layer.agreement.out)
+        agreement = self._place((classes, inputs), layer.agreement.out)
+        sums = self._place((classes, dim), layer.weighted_sum.out)
+        exp_table = self._load_table(self._exp_tables, layer.exp_table)
+        out = self._place((classes, dim), layer.squash.out)
+        for t in range(1, layer.iterations + 1):
+            self._descriptors.append(
+                (
+                    Opcode.SOFTMAX,
+                    {
+                        "first": int(t == 1),
+                        "table": exp_table,
+                        "classes": classes,
+                        "inputs": inputs,
+                        "logits": logits.base,
+                        "agreement": agreement.base,
+                        "coupling": coupling.base,
+                    },
+                )
+            )
+            if t > 1:
+                self._emit(f"{name}.agreement.{t - 1}", logits)
+            self._emit(f"{name}.softmax.{t}", coupling)
+            self._matmul(
+                layer.weighted_sum,
+                b_votes=1,
+                groups=classes,
+                blocks=dim_blocks,
+                chunks=capsule_blocks,
+                lanes=size,
+                last_lanes=inputs - (capsule_blocks - 1) * size,
+                columns=size,
+                last_columns=dim - (dim_blocks - 1) * size,
+                a_base=coupling.base,
+                a_group=inputs,
+                a_chunk=size,
+                b_group=dim_blocks,
+                b_block=1,
+                b_chunk=word_row,
+                o_base=sums.base,
+                o_group=dim,
+                o_block=size,
+            )
+            self._emit(f"{name}.weighted_sum.{t}", sums)
+            self._squash(layer.squash, sums, (classes, dim), out)
+            self._emit(f"{name}.squash.{t}", out)
+            if t < layer.iterations:
+                self._matmul(
+                    layer.agreement,
+                    b_votes=1,
+                    transposed=1,
+                    groups=classes,
+                    blocks=capsule_blocks,
+                    chunks=dim_blocks,
+                    lanes=size,
+                    last_lanes=dim - (dim_blocks - 1) * size,
+                    columns=size,
+                    last_columns=inputs - (capsule_blocks - 1) * size,
+                    a_base=out.base,
+                    a_group=dim,
+                    a_chunk=size,
+                    b_group=dim_blocks,
+                    b_block=word_row,
+                    b_chunk=1,
+                    o_base=agreement.base,
+                    o_group=inputs,
+                    o_block=size,
+                )
+        return out
+
+    def _squash(self, unit: Squash, source: Region, shape: tuple[int, int], out: Region | None = None) -> Region:
+        out = out or self._place(shape, unit.out)
+        table = self._load_table(self._squash_tables, unit.table)
+        self._descriptors.append(
+            (
+                Opcode.SQUASH,
+                {
+                    "in_signed": 1,
+                    "table": table,
+                    "count": shape[0],
+                    "dim": shape[1],
+                    "source": source.base,
+                    "destination": out.base,
+                    "shift": unit.shift,
+                    "zero_point": unit.out.zero_point,
+                    "lo": unit.out.lo,
+                    "hi": unit.out.hi,
+                    "out_signed": int(unit.out.kind == "signed"),
+                },
+            )
+        )
+        return out
+
+    # Descriptors, places, contents.
+
+    def _matmul(self, product: Product, **fields: int) -> None:
+        ones = dict.fromkeys(("groups", "blocks", "segments", "chunks", "rows", "cols"), 1)
+        affine = product.format == "affine"
+        self._descriptors.append(
+            (
+                Opcode.MATMUL,
+                {
+                    **ones,
+                    **fields,
+                    "kind": self._kind[product.component],
+                    "a_signed": int(product.a.kind == "signed"),
+                    "b_signed": int(product.b.kind == "signed"),
+                    "align": product.align,
+                    "za": product.a.zero_point if affine else 0,
+                    "zb": product.b.zero_point if affine else 0,
+                    "requantize": _requantize(product.requantizer, product.out),
+                },
+            )
+        )
+
+    def _emit(self, boundary: str, region: Region) -> None:
+        tag = len(self._emissions) + 1
+        if tag >= Program.COUNTERS_TAG:
+            raise RedcaneError("the network has more boundaries than the 254 that a trace can tell apart")
+        self._emissions[tag] = Emission(boundary, region)
+        if region.votes:
+            inputs, classes, dim = region.shape
+            size = self._p.square
+            count = -(-inputs // size) * classes * -(-dim // size)
+        else:
+            count = max(1, int(np.prod(region.shape)))
+        self._descriptors.append((Opcode.EMIT, {"votes": int(region.votes), "tag": tag, "base": region.base, "count": count}))
+
+    def _place(self, shape: tuple[int, ...], coding: Coding) -> Region:
+        region = Region(shape, coding, self._bytes)
+        self._bytes += -(-max(1, int(np.prod(shape))) // 4) * 4
+        return region
+
+    def _load_weights(self, words: NDArray[np.uint8]) -> int:
+        base = sum(len(w) for w in self._weights)
+        self._weights.append(words.reshape(-1, self._p.rows, self._p.columns))
+        return base
+
+    @staticmethod
+    def _load_table(tables: list[NDArray[np.uint16]], table: NDArray[np.uint16]) -> int:
+        for index, known in enumerate(tables):
+            if np.array_equal(known, table):
+                return index
+        tables.append(table)
+        return len(tables) - 1
+
+    def _link(self, image: Region) -> Program:
+        end: list[tuple[Opcode, dict[str, Any]]] = [
+            (Opcode.EMIT, {"tag": Program.CLASS_TAG, "base": self._emissions[Program.CLASS_TAG].region.base, "count": 1}),
+            (Opcode.COUNTERS, {"tag": Program.COUNTERS_TAG}),
+            (Opcode.HALT, {}),
+        ]
+        plain = [d for d in self._descriptors if d[0] != Opcode.EMIT] + end
+        traced = self._descriptors + end
+        code = np.array([word for opcode, fields in plain + traced for word in isa.encode(opcode, fields)], np.uint32)
+        weights = np.concatenate(self._weights)
+        biases = np.array(self._biases, np.int32).reshape(-1, self._p.columns)
+        tables = max(len(self._squash_tables), len(self._exp_tables))
+        parameters = replace(
+            self._p,
+            activation_bytes=_power_of_two(self._bytes + self._p.lanes),
+            weight_words=len(weights),
+            vote_words=self._vote_words,
+            bias_words=max(2, len(biases)),
+            pixels=max(2, self._pixels),
+            program_words=len(code) + isa.WORDS,  # the fetch may look past the end
+            tables=_power_of_two(tables),
+        )
+        setup = [
+            Packet(Target.PROGRAM, 0, code),
+            Packet(Target.WEIGHTS, 0, _words32(weights)),
+            Packet(Target.BIAS, 0, biases.reshape(-1).view(np.uint32)),
+            *(Packet(Target.SQUASH_TABLE, 512 * i, t.astype(np.uint32)) for i, t in enumerate(self._squash_tables)),
+            *(Packet(Target.EXP_TABLE, 256 * i, t.astype(np.uint32)) for i, t in enumerate(self._exp_tables)),
+        ]
+        return Program(parameters, setup, 0, len(plain) * isa.WORDS, image, self._emissions, self._network.image)
+
+
+def _classify(capsules: Region, result: Region) -> dict[str, Any]:
+    return {
+        "classify": 1,
+        "in_signed": int(capsules.coding.kind == "signed"),
+        "in_zero_point": capsules.coding.zero_point,
+        "count": capsules.shape[0],
+        "dim": capsules.shape[1],
+        "source": capsules.base,
+        "destination": result.base,
+    }
+
+
+def _requantize(unit: Requantizer, out: Coding) -> dict[str, int]:
+    return {
+        "multiplier": unit.multiplier,
+        "shift": unit.shift,
+        "zero_point": unit.zero_point,
+        "lo": unit.lo,
+        "hi": unit.hi,
+        "out_signed": int(out.kind == "signed"),
+    }
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(1, (least - 1).bit_length())
+
+
+def compile_network(network: QNetwork, kinds: tuple[MultiplierKind, ...], rows: int = 4, columns: int = 4) -> Program:
+    """Compile a network for an array of rows x columns PEs that hold the multipliers `kinds`.
+
+    Raises RedcaneError when the network does not fit or names a multiplier that the PEs lack.
+    """
+    held = {kind.component for kind in kinds}
+    for key, product, _ in network.products():
+        if product.component not in held:
+            raise RedcaneError(f"{key}: its multiplier {product.component!r} is not in the PEs ({', '.join(sorted(held))})")
+    return Compiler(network, kinds, rows, columns).program()

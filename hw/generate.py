@@ -1,0 +1,80 @@
+"""The accelerator as files: Verilog of the top, the PE and the chosen multipliers, and the compiled program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from hw.accelerator import Accelerator
+from hw.compiler import Program, compile_network
+from hw.parameters import MultiplierKind
+from hw.pe import PE
+from hw.verilog import to_verilog
+from model.errors import RedcaneError
+from model.qnetwork import QNetwork
+
+TOP = "redcane"
+
+
+class VerilogMultiplier(Protocol):
+    """What the generator needs of a component of the library (`model.multipliers.component.Multiplier`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def module(self) -> str: ...
+    @property
+    def verilog(self) -> str: ...
+    @property
+    def ports(self) -> tuple[str, str, str]: ...
+
+
+def kinds_of(network: QNetwork, components: Mapping[str, VerilogMultiplier]) -> tuple[MultiplierKind, ...]:
+    """The multipliers that a network uses, in the order of the PEs' selector.
+
+    Raises RedcaneError when the library lacks one, or two of them would clash as Verilog modules.
+    """
+    kinds: list[MultiplierKind] = []
+    for name in sorted({product.component for _, product, _ in network.products()}):
+        if name not in components:
+            raise RedcaneError(f"the network uses the multiplier {name!r}, which the library does not hold")
+        component = components[name]
+        kinds.append(MultiplierKind(name, component.module, *component.ports))
+    modules = [kind.module for kind in kinds]
+    if len(set(modules)) != len(modules) or {"pe", TOP} & set(modules):
+        raise RedcaneError(f"two Verilog modules of one accelerator have the same name: {', '.join(sorted([*modules, 'pe', TOP]))}")
+    return tuple(kinds)
+
+
+def generate(network: QNetwork, components: Mapping[str, VerilogMultiplier], folder: Path, rows: int = 4, columns: int = 4) -> Program:
+    """Write into `folder`: redcane.v (top), pe.v, one file for each multiplier, accelerator.json and program.hex; returns the program.
+
+    program.hex holds what the host sends before the first image: one 32-bit beat of the input stream a line.
+    Raises RedcaneError when the network does not fit the accelerator or a multiplier is missing.
+    """
+    kinds = kinds_of(network, components)
+    program = compile_network(network, kinds, rows, columns)
+    (folder / f"{TOP}.v").write_text(to_verilog(Accelerator(program.parameters), TOP))
+    (folder / "pe.v").write_text(to_verilog(PE(kinds), "pe"))
+    for kind in kinds:
+        (folder / f"{kind.module}.v").write_text(components[kind.component].verilog)
+    beats = np.concatenate([np.array(packet.beats(), np.uint32) for packet in program.setup])
+    (folder / "program.hex").write_text("\n".join(f"{beat:08x}" for beat in beats) + "\n")
+    described = {
+        "schema": 1,
+        "parameters": asdict(program.parameters),
+        "entry": program.entry,
+        "traced_entry": program.traced_entry,
+        "image_address": program.image.base,
+        "boundaries": [
+            {"tag": tag, "boundary": e.boundary, "shape": list(e.region.shape), "coding": e.region.coding.kind, "votes": e.region.votes}
+            for tag, e in sorted(program.emissions.items())
+        ],
+    }
+    (folder / "accelerator.json").write_text(json.dumps(described, indent=2) + "\n")
+    return program

@@ -1,0 +1,163 @@
+"""The layer program: what each descriptor says, bit by bit. The sequencer decodes it, the compiler writes it.
+
+A descriptor is `WORDS` 32-bit words; its lowest four bits are the opcode. Addresses are byte addresses in the activation
+memory unless said otherwise; a stride is what the address grows by when that loop advances.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from amaranth import signed
+from amaranth.lib import data
+
+ADDRESS = 24
+COUNT = 16
+WORD_BITS = 32
+
+
+class Opcode(enum.IntEnum):
+    HALT = 0  # end of the program; the loader may speak again
+    MATMUL = 1
+    SQUASH = 2  # or, with `classify`, the class of the output capsules
+    SOFTMAX = 3
+    EMIT = 4  # memory to the output stream
+    COUNTERS = 5  # performance counters to the output stream
+
+
+REQUANTIZE = data.StructLayout(
+    {"multiplier": 16, "shift": 6, "zero_point": 8, "lo": signed(9), "hi": signed(9), "out_signed": 1}
+)
+
+# One loop nest of sums: for group, block (of columns), segment and chunk (of the sum), row and col (of output pixels).
+# A sum runs over segments x chunks; a chunk is one vector of lanes, the last of a segment may be shorter.
+MATMUL = data.StructLayout(
+    {
+        "opcode": 4,
+        "kind": 4,  # multiplier within the PE
+        "a_signed": 1,
+        "b_signed": 1,
+        "align": 1,
+        "b_votes": 1,  # B comes from the vote memory, not from the weights
+        "transposed": 1,  # read a vote word with lanes and columns exchanged
+        "to_votes": 1,  # results go to the vote memory
+        "has_bias": 1,
+        "za": 8,
+        "zb": 8,
+        "groups": COUNT,
+        "blocks": COUNT,
+        "segments": COUNT,
+        "chunks": COUNT,
+        "rows": COUNT,
+        "cols": COUNT,
+        "lanes": 7,  # valid lanes in a chunk, and in the last of a segment
+        "last_lanes": 7,
+        "columns": 7,  # valid columns in a block, and in the last
+        "last_columns": 7,
+        "a_base": ADDRESS,
+        "a_group": ADDRESS,
+        "a_segment": ADDRESS,
+        "a_chunk": ADDRESS,
+        "a_row": ADDRESS,
+        "a_col": ADDRESS,
+        "b_base": ADDRESS,  # words of the weight or the vote memory
+        "b_group": ADDRESS,
+        "b_block": ADDRESS,
+        "b_segment": ADDRESS,
+        "b_chunk": ADDRESS,
+        "bias_base": ADDRESS,  # words of the bias memory, one a block
+        "o_base": ADDRESS,  # with to_votes: words of the vote memory, one lane of it a group
+        "o_group": ADDRESS,
+        "o_block": ADDRESS,
+        "o_row": ADDRESS,
+        "o_col": ADDRESS,
+        "requantize": REQUANTIZE,
+    }
+)
+
+SQUASH = data.StructLayout(
+    {
+        "opcode": 4,
+        "classify": 1,
+        "in_signed": 1,
+        "in_zero_point": 8,
+        "table": 4,
+        "dim": 7,
+        "count": COUNT,
+        "source": ADDRESS,
+        "destination": ADDRESS,
+        "shift": 6,
+        "zero_point": 8,
+        "lo": signed(9),
+        "hi": signed(9),
+        "out_signed": 1,
+    }
+)
+
+SOFTMAX = data.StructLayout(
+    {
+        "opcode": 4,
+        "first": 1,  # logits start at zero
+        "table": 4,
+        "classes": 7,
+        "inputs": COUNT,
+        "logits": ADDRESS,
+        "agreement": ADDRESS,
+        "coupling": ADDRESS,
+    }
+)
+
+EMIT = data.StructLayout(
+    {"opcode": 4, "votes": 1, "tag": 8, "base": ADDRESS, "count": ADDRESS}  # count in bytes, or in words of the vote memory
+)
+
+LAYOUTS = {
+    Opcode.HALT: data.StructLayout({"opcode": 4}),
+    Opcode.MATMUL: MATMUL,
+    Opcode.SQUASH: SQUASH,
+    Opcode.SOFTMAX: SOFTMAX,
+    Opcode.EMIT: EMIT,
+    Opcode.COUNTERS: EMIT,
+}
+BITS = max(layout.size for layout in LAYOUTS.values())
+WORDS = -(-BITS // WORD_BITS)
+
+
+class Target(enum.IntEnum):
+    """What a packet on the input stream is for: beat 0 is {target: bits 31-28, payload beats: 27-0}, beat 1 an address."""
+
+    START = 0  # no payload; the address is the program's entry
+    PROGRAM = 1  # one beat a 32-bit word
+    WEIGHTS = 2  # rows * columns / 4 beats a word, the lowest byte first
+    BIAS = 3  # `columns` beats a word
+    ACTIVATIONS = 4  # four bytes a beat at a byte address
+    SQUASH_TABLE = 5  # one entry a beat
+    EXP_TABLE = 6
+
+
+COUNTERS = ("cycles", "matmul_cycles", "squash_cycles", "softmax_cycles", "emit_cycles", "fetch_cycles", "output_stalls", "busy_pe_cycles")
+
+
+def encode(opcode: Opcode, fields: Mapping[str, Any]) -> list[int]:
+    """A descriptor as its 32-bit words.
+
+    Raises ValueError when a field does not hold its value: the compiler must not let a number lose bits.
+    """
+    layout = LAYOUTS[opcode]
+    _check(layout, {"opcode": opcode, **fields})
+    value = layout.const({"opcode": int(opcode), **fields}).as_value().value  # type: ignore[attr-defined]  # a Const at run time
+    return [(value >> (WORD_BITS * i)) & 0xFFFFFFFF for i in range(WORDS)]
+
+
+def _check(layout: data.StructLayout, fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        shape = layout.members[name]
+        if isinstance(shape, data.StructLayout):
+            _check(shape, value)
+            continue
+        width, is_signed = (shape, False) if isinstance(shape, int) else (shape.width, shape.signed)  # type: ignore[union-attr]
+        low, high = (-(1 << (width - 1)), (1 << (width - 1)) - 1) if is_signed else (0, (1 << width) - 1)
+        if not low <= value <= high:
+            raise ValueError(f"descriptor field {name} = {value} does not fit {width} bits")

@@ -1,0 +1,225 @@
+"""The matmul engine: convolutions, votes, weighted sums and agreements, one array word a cycle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from hw import isa
+from hw.array import Array
+from hw.loops import LEVELS, LoopAddress, LoopNest
+from hw.parameters import Parameters
+from hw.requantizer import Requantizer
+
+GROUP, BLOCK, SEGMENT, CHUNK, ROW, COL = range(len(LEVELS))
+
+# Cycles from a step of the loop nest to its place in the pipeline.
+OPERANDS = 1  # memories answer
+SUMS = 3  # the array's latency is 2
+ACCUMULATED = 4  # the sum with bias or earlier chunks, in a register
+RESULT = 7  # the requantiser's latency is 3
+
+
+class MatmulEngine(wiring.Component):
+    """Runs one MATMUL descriptor (`hw.isa`): `start` with a stable `config`, `done` when the last result has been written.
+
+    A step of the loop nest fetches a vector of A and a word of B; the array multiplies and sums its lanes; the sum is added to the
+    accumulator of its output pixel (`bias` or zero for the first chunk) and, for the last chunk, requantised and written. So weights are
+    read once for all pixels, results leave at one pixel a cycle without a drain, and no step ever waits for another: the
+    accumulator memory returns the value that is written in the same cycle. Every step takes one cycle; a job takes
+    steps + RESULT + 2 cycles from `start` to `done`.
+    """
+
+    config: data.View
+    start: Signal
+    done: Signal
+    read_address: Signal
+    read_data: data.View
+    b_address: Signal
+    weight_data: data.View
+    vote_data: data.View
+    bias_address: Signal
+    bias_data: data.View
+    write_enable: Signal
+    write_votes: Signal
+    write_lane: Signal
+    write_address: Signal
+    write_data: data.View
+    write_mask: Signal
+    busy_pes: Signal
+
+    def __init__(self, parameters: Parameters) -> None:
+        p = self._parameters = parameters
+        self._vote_address = max(1, (p.vote_words - 1).bit_length())
+        super().__init__(
+            {
+                "config": In(isa.MATMUL),
+                "start": In(1),
+                "done": Out(1),
+                "read_address": Out(isa.ADDRESS),
+                "read_data": In(data.ArrayLayout(8, p.lanes)),
+                "b_address": Out(isa.ADDRESS),
+                "weight_data": In(data.ArrayLayout(data.ArrayLayout(8, p.columns), p.rows)),
+                "vote_data": In(data.ArrayLayout(data.ArrayLayout(8, p.square), p.square)),
+                "bias_address": Out(isa.ADDRESS),
+                "bias_data": In(data.ArrayLayout(signed(32), p.columns)),
+                "write_enable": Out(1),
+                "write_votes": Out(1),
+                "write_lane": Out(range(p.square)),
+                "write_address": Out(isa.ADDRESS),
+                "write_data": Out(data.ArrayLayout(8, p.columns)),
+                "write_mask": Out(p.columns),
+                "busy_pes": Out(range(p.rows * p.columns + 1)),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        p, config = self._parameters, self.config
+        m.submodules.nest = nest = LoopNest()
+        m.submodules.a_address = a_address = LoopAddress()
+        m.submodules.b_address = b_address = LoopAddress()
+        m.submodules.o_address = o_address = LoopAddress()
+        for level, count in enumerate((config.groups, config.blocks, config.segments, config.chunks, config.rows, config.cols)):
+            m.d.comb += nest.counts[level].eq(count)
+        m.d.comb += nest.start.eq(self.start)
+        for address in (a_address, b_address, o_address):
+            m.d.comb += [address.start.eq(self.start), address.advance.eq(nest.advance)]
+
+        # Issue: where the step's operands lie and what will become of its sum.
+        step_layout = data.StructLayout(
+            {
+                "valid": 1,
+                "first": 1,
+                "last": 1,
+                "pixel": range(p.pixels),
+                "bias": isa.ADDRESS,
+                "address": isa.ADDRESS,
+                "lane": range(p.square),
+                "rows": p.rows,
+                "columns": p.columns,
+            }
+        )
+        steps = [Signal(step_layout, name=f"step_{stage}") for stage in range(RESULT + 1)]
+        step = steps[0]
+        pixel, bias, lane = Signal(range(p.pixels)), Signal(isa.ADDRESS), Signal(range(p.square))
+        with m.If(nest.advance[: ROW].any()):
+            m.d.sync += pixel.eq(0)
+        with m.Elif(nest.advance.any()):
+            m.d.sync += pixel.eq(pixel + 1)
+        with m.If(nest.advance[: SEGMENT].any()):
+            m.d.sync += bias.eq(bias + 1)
+        with m.If(nest.advance[GROUP]):
+            m.d.sync += lane.eq(lane + 1)
+        with m.If(self.start):
+            m.d.sync += [pixel.eq(0), bias.eq(config.bias_base), lane.eq(0)]
+
+        # One vote word holds `square` groups, one a lane: its address moves on when the lanes are full.
+        hold = config.to_votes & (lane != p.square - 1)
+        for address, base, strides in (
+            (a_address, config.a_base, {GROUP: config.a_group, SEGMENT: config.a_segment, CHUNK: config.a_chunk,
+                                        ROW: config.a_row, COL: config.a_col}),
+            (b_address, config.b_base, {GROUP: config.b_group, BLOCK: config.b_block, SEGMENT: config.b_segment,
+                                        CHUNK: config.b_chunk}),
+            (o_address, config.o_base, {GROUP: Mux(hold, 0, config.o_group), BLOCK: config.o_block, ROW: config.o_row,
+                                        COL: config.o_col}),
+        ):  # fmt: skip
+            m.d.comb += address.base.eq(base)
+            m.d.comb += [address.strides[level].eq(stride) for level, stride in strides.items()]
+        lanes = Mux(nest.last[CHUNK], config.last_lanes, config.lanes)
+        columns = Mux(nest.last[BLOCK], config.last_columns, config.columns)
+        m.d.comb += [
+            step.valid.eq(nest.valid),
+            step.first.eq(nest.first[SEGMENT] & nest.first[CHUNK]),
+            step.last.eq(nest.last[SEGMENT] & nest.last[CHUNK]),
+            step.pixel.eq(pixel),
+            step.bias.eq(bias),
+            step.address.eq(o_address.address),
+            step.lane.eq(lane),
+            step.rows.eq(Cat(index < lanes for index in range(p.rows))),
+            step.columns.eq(Cat(index < columns for index in range(p.columns))),
+            self.read_address.eq(a_address.address),
+            self.b_address.eq(b_address.address),
+        ]
+        for earlier, later in zip(steps, steps[1:], strict=False):
+            m.d.sync += later.eq(earlier)
+        m.d.sync += self.busy_pes.eq(Mux(step.valid, lanes * columns, 0))
+
+        # Operands, products, sums over the lanes.
+        m.submodules.array = array = Array(p)
+        operands = steps[OPERANDS]
+        m.d.comb += [
+            array.row_valid.eq(Mux(operands.valid, operands.rows, 0)),
+            array.a_signed.eq(config.a_signed),
+            array.b_signed.eq(config.b_signed),
+            array.align.eq(config.align),
+            array.kind.eq(config.kind),
+            array.za.eq(config.za),
+            array.zb.eq(config.zb),
+        ]
+        for row in range(p.rows):
+            m.d.comb += array.a[row].eq(self.read_data[row])
+            for column in range(p.columns):
+                b: Any = Mux(config.b_votes, 0, self.weight_data[row][column])
+                if row < p.square and column < p.square:
+                    vote = Mux(config.transposed, self.vote_data[column][row], self.vote_data[row][column])
+                    b = Mux(config.b_votes, vote, self.weight_data[row][column])
+                m.d.comb += array.b[row][column].eq(b)
+
+        # Accumulate: one 32-bit number for each output pixel and column.
+        accumulators = Memory(shape=32 * p.columns, depth=p.pixels, init=[])
+        m.submodules.accumulators = accumulators
+        write = accumulators.write_port()
+        read = accumulators.read_port(transparent_for=(write,))
+        summed = steps[SUMS]
+        sums = Signal(data.ArrayLayout(signed(32), p.columns))
+        total = Signal(data.ArrayLayout(signed(32), p.columns))
+        before = data.View(data.ArrayLayout(signed(32), p.columns), read.data)
+        bias_data = Signal(data.ArrayLayout(signed(32), p.columns))
+        m.d.comb += [
+            read.addr.eq(steps[SUMS - 1].pixel),
+            self.bias_address.eq(steps[SUMS - 1].bias),
+            write.addr.eq(summed.pixel),
+            write.data.eq(sums.as_value()),
+            write.en.eq(summed.valid & ~summed.last),
+            bias_data.eq(Mux(config.has_bias, self.bias_data.as_value(), 0)),
+        ]
+        for column in range(p.columns):
+            start = Mux(summed.first, bias_data[column], before[column])
+            m.d.comb += sums[column].eq(start + array.sums[column])
+        m.d.sync += total.eq(sums)
+
+        # Requantise and write.
+        result = steps[RESULT]
+        for column in range(p.columns):
+            m.submodules[f"requantizer_{column}"] = unit = Requantizer()
+            m.d.comb += [
+                unit.acc.eq(total[column]),
+                unit.multiplier.eq(config.requantize.multiplier),
+                unit.shift.eq(config.requantize.shift),
+                unit.zero_point.eq(config.requantize.zero_point),
+                unit.lo.eq(config.requantize.lo),
+                unit.hi.eq(config.requantize.hi),
+                unit.signed_out.eq(config.requantize.out_signed),
+                self.write_data[column].eq(unit.byte),
+            ]
+        m.d.comb += [
+            self.write_enable.eq(result.valid & result.last),
+            self.write_votes.eq(config.to_votes),
+            self.write_lane.eq(result.lane),
+            self.write_address.eq(result.address),
+            self.write_mask.eq(result.columns),
+        ]
+
+        # Done when the nest has ended and the pipeline is empty.
+        active, busy = Signal(), Cat(s.valid for s in steps).any()
+        with m.If(self.start):
+            m.d.sync += active.eq(1)
+        with m.Elif(active & ~busy):
+            m.d.sync += active.eq(0)
+            m.d.comb += self.done.eq(1)
+        return m

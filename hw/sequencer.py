@@ -1,0 +1,88 @@
+"""The sequencer: reads the layer program and runs one unit after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth import Module, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw import isa
+from hw.parameters import Parameters
+
+UNITS = (isa.Opcode.MATMUL, isa.Opcode.SQUASH, isa.Opcode.SOFTMAX, isa.Opcode.EMIT)  # COUNTERS is the emitter's, too
+
+
+class Sequencer(wiring.Component):
+    """From `start` at `entry` until a HALT: fetch a descriptor (one word a cycle), start its unit, wait for `done`.
+
+    `running` is high from the cycle after `start` until the HALT; `active` is the unit at work (one-hot, in the order of UNITS). An unknown opcode
+    halts, too. Fetching a descriptor costs WORDS + 2 cycles.
+    """
+
+    start: Signal
+    entry: Signal
+    running: Signal
+    fetching: Signal
+    program_address: Signal
+    program_data: Signal
+    descriptor: Signal
+    unit_start: Signal
+    unit_done: Signal
+    active: Signal
+
+    def __init__(self, parameters: Parameters) -> None:
+        super().__init__(
+            {
+                "start": In(1),
+                "entry": In(isa.ADDRESS),
+                "running": Out(1),
+                "fetching": Out(1),
+                "program_address": Out(range(parameters.program_words)),
+                "program_data": In(32),
+                "descriptor": Out(isa.WORDS * isa.WORD_BITS),
+                "unit_start": Out(len(UNITS)),
+                "unit_done": In(len(UNITS)),
+                "active": Out(len(UNITS)),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        address = Signal.like(self.program_address)
+        word = Signal(range(isa.WORDS + 1))
+        words = data.View(data.ArrayLayout(isa.WORD_BITS, isa.WORDS), self.descriptor)
+        opcode = self.descriptor[:4]
+        m.d.comb += self.program_address.eq(address)
+        with m.FSM() as fsm:
+            with m.State("IDLE"):
+                with m.If(self.start):
+                    m.d.sync += [address.eq(self.entry), word.eq(0)]
+                    m.next = "FETCH"
+            with m.State("FETCH"):
+                # The memory answers a cycle after the address, so word w arrives while w + 1 is asked for.
+                m.d.comb += self.fetching.eq(1)
+                m.d.sync += word.eq(word + 1)
+                with m.If(word != isa.WORDS):
+                    m.d.sync += address.eq(address + 1)
+                with m.If(word != 0):
+                    m.d.sync += words[(word - 1).as_unsigned()].eq(self.program_data)
+                with m.If(word == isa.WORDS):
+                    m.next = "DISPATCH"
+            with m.State("DISPATCH"):
+                m.d.comb += self.fetching.eq(1)
+                with m.Switch(opcode):
+                    for index, unit in enumerate(UNITS):
+                        with m.Case(unit, *([isa.Opcode.COUNTERS] if unit == isa.Opcode.EMIT else [])):
+                            m.d.comb += self.unit_start[index].eq(1)
+                            m.d.sync += self.active.eq(1 << index)
+                            m.next = "WAIT"
+                    with m.Default():
+                        m.next = "IDLE"
+            with m.State("WAIT"):
+                with m.If((self.unit_done & self.active).any()):
+                    m.d.sync += [self.active.eq(0), word.eq(0)]
+                    m.next = "FETCH"
+        m.d.comb += self.running.eq(~fsm.ongoing("IDLE"))
+        return m

@@ -1,0 +1,54 @@
+"""The vote memory: votes of dynamic routing, written a capsule at a time and read as square words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth import Module
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+
+class VoteMemory(wiring.Component):
+    """`depth` words of size x size bytes. Word (block of capsules i, output capsule j, block of dims d) has lane = i, column = d.
+
+    A vote job writes one lane (one input capsule) at a time; routing reads whole words, one cycle after the address: as they lie for the
+    weighted sum over i, transposed by the reader for the agreement over d. So the votes are stored once.
+    """
+
+    read_address: Signal
+    read_data: data.View
+    write_enable: Signal
+    write_lane: Signal
+    write_address: Signal
+    write_data: data.View
+
+    def __init__(self, size: int, depth: int) -> None:
+        self._size, self._depth = size, depth
+        width = max(1, (depth - 1).bit_length())
+        super().__init__(
+            {
+                "read_address": In(width),
+                "read_data": Out(data.ArrayLayout(data.ArrayLayout(8, size), size)),
+                "write_enable": In(1),
+                "write_lane": In(range(size)),
+                "write_address": In(width),
+                "write_data": In(data.ArrayLayout(8, size)),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        for lane in range(self._size):
+            bank = Memory(shape=8 * self._size, depth=self._depth, init=[])
+            m.submodules[f"bank_{lane}"] = bank
+            read, write = bank.read_port(), bank.write_port()
+            m.d.comb += [
+                read.addr.eq(self.read_address),
+                self.read_data[lane].as_value().eq(read.data),
+                write.addr.eq(self.write_address),
+                write.data.eq(self.write_data.as_value()),
+                write.en.eq(self.write_enable & (self.write_lane == lane)),
+            ]
+        return m

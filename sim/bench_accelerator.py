@@ -1,0 +1,56 @@
+"""cocotb bench of the whole accelerator: images in over AXI4-Stream, every packet that comes out kept for the scoreboard."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.clock import Clock
+from cocotb.triggers import ClockCycles, SimTimeoutError, with_timeout
+from cocotbext.axi import AxiStreamBus, AxiStreamFrame, AxiStreamSink, AxiStreamSource
+
+from sim.bench import inputs, write_results
+
+CLOCK_NS = 10
+
+
+def pauses(seed: int, share: float) -> Iterator[bool]:
+    """Cycle by cycle, whether a stream's side holds back: bursts of both, `share` of the time in all."""
+    choose = random.Random(seed)
+    while True:
+        yield from [choose.random() < share] * choose.randint(1, 6)
+
+
+@cocotb.test()
+async def images(dut: Any) -> None:
+    """Send the program, then each image and a START; keep the frames. Inputs: see sim.verify."""
+    job = inputs()
+    beats = np.load(job["beats"], allow_pickle=False)  # (N,) uint32, cut into transfers by `cuts`
+    transfers = np.split(beats, job["cuts"])
+    cocotb.start_soon(Clock(dut.clk, CLOCK_NS, "ns").start())
+    source = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis"), dut.clk, dut.rst)
+    sink = AxiStreamSink(AxiStreamBus.from_prefix(dut, "m_axis"), dut.clk, dut.rst)
+    if job["back_pressure"] > 0:
+        source.set_pause_generator(pauses(job["seed"], job["back_pressure"]))
+        sink.set_pause_generator(pauses(job["seed"] + 1, job["back_pressure"]))
+    dut.rst.value = 1
+    await ClockCycles(dut.clk, 4)
+    dut.rst.value = 0
+
+    frames: list[list[int]] = []
+    for transfer, expected in zip(transfers, job["frames"], strict=True):
+        await source.send(AxiStreamFrame(transfer.tolist()))
+        for _ in range(expected):
+            try:
+                frame = await with_timeout(sink.recv(), job["timeout_cycles"] * CLOCK_NS, "ns")
+            except SimTimeoutError:
+                raise AssertionError(
+                    f"the accelerator sent nothing for {job['timeout_cycles']} cycles after {len(frames)} packets"
+                ) from None
+            frames.append([int(beat) for beat in frame.tdata])
+    await source.wait()
+    np.savez(job["received"], beats=np.array([b for f in frames for b in f], np.uint32), lengths=np.array([len(f) for f in frames]))
+    write_results({"frames": len(frames)})
