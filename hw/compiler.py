@@ -6,7 +6,7 @@ after the other; nothing is overwritten that a later comparison could want, exce
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,26 @@ class Region:
     coding: Coding
     base: int
     votes: bool = False  # in the vote memory: padded words, see VoteMemory
+    border: int = 0  # pixels of padding around (H, W, C), which hold the code of zero from the start
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape with its border, as it lies in memory."""
+        return (*(size + 2 * self.border for size in self.shape[:2]), *self.shape[2:]) if self.border else self.shape
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return max(1, int(np.prod(self.stored)))
+
+    @property
+    def inner(self) -> int:
+        """Address of the first element inside the border."""
+        return self.base + self.border * (int(np.prod(self.stored[1:])) + int(np.prod(self.stored[2:])))
+
+    def without_border(self, stored: NDArray) -> NDArray:
+        edge = slice(self.border, -self.border or None)
+        return stored[edge, edge] if self.border else stored
 
 
 @dataclass(frozen=True)
@@ -62,24 +82,30 @@ class Program:
     traced_entry: int  # the same with every boundary emitted
     image: Region
     emissions: dict[int, Emission]  # by tag; all but CLASS_TAG and COUNTERS_TAG belong to the traced entry
-    shape: tuple[int, int, int] = field(default=(0, 0, 0))
 
     CLASS_TAG = 0
     COUNTERS_TAG = 255
 
     def image_packet(self, codes: Codes) -> Packet:
         """The packet that puts one image (H, W, C) into its place."""
-        return Packet(Target.ACTIVATIONS, self.image.base, _words32(to_bytes(self.image.coding, codes)))
+        edge = (self.image.border, self.image.border)
+        padded = np.pad(codes, (edge, edge, (0, 0)), constant_values=self.image.coding.zero_point)
+        return Packet(Target.ACTIVATIONS, self.image.base, _words32(to_bytes(self.image.coding, padded)))
 
     def start_packet(self, traced: bool) -> Packet:
         return Packet(Target.START, self.traced_entry if traced else self.entry, np.zeros(0, np.uint32))
 
+    def payload_bytes(self, emission: Emission) -> int:
+        """How many bytes the packet of a boundary carries."""
+        region, size = emission.region, self.parameters.square
+        return vote_words(region.shape, size) * size * size if region.votes else region.size
+
     def decode(self, emission: Emission, payload: bytes) -> Codes:
         """The codes of a boundary out of the bytes of its packet."""
         region = emission.region
-        count = int(np.prod(region.shape))
         if not region.votes:
-            raw = np.frombuffer(payload[:count], np.uint8).reshape(region.shape)
+            stored = np.frombuffer(payload[: region.size], np.uint8).reshape(region.stored)
+            raw = region.without_border(stored)
         else:
             inputs, classes, dim = region.shape
             size = self.parameters.square
@@ -98,6 +124,12 @@ def from_bytes(coding: Coding, raw: NDArray[np.uint8]) -> Codes:
     """The inverse of `to_bytes`."""
     wide = raw.astype(np.int16)
     return np.where(wide > 127, 128 - wide, wide).astype(np.int16) if coding.kind == "signed" else wide
+
+
+def vote_words(shape: tuple[int, ...], size: int) -> int:
+    """Words of size x size bytes that votes (I, J, D) take: blocks of capsules i, output capsules j, blocks of dims d."""
+    inputs, classes, dim = shape
+    return -(-inputs // size) * classes * -(-dim // size)
 
 
 def _words32(raw: NDArray[np.uint8]) -> NDArray[np.uint32]:
@@ -119,6 +151,7 @@ class Compiler:
         self._biases: list[NDArray[np.int32]] = []  # words (columns,)
         self._squash_tables: list[NDArray[np.uint16]] = []
         self._exp_tables: list[NDArray[np.uint16]] = []
+        self._borders: list[Packet] = []
         self._bytes = 0
         self._vote_words = 1
         self._pixels = 1
@@ -126,14 +159,15 @@ class Compiler:
     def program(self) -> Program:
         """Compile. Raises RedcaneError for a network that this accelerator cannot hold."""
         network = self._network
-        image = self._place(network.image, network.input)
+        borders = [0 if isinstance(layer, QClassCaps) else layer.conv.padding for layer in network.layers]
+        image = self._place(network.image, network.input, borders[0])
         self._emit("input", image)
         here = image
-        for layer in network.layers:
+        for layer, border in zip(network.layers, [*borders[1:], 0], strict=True):
             if isinstance(layer, QClassCaps):
                 here = self._class_caps(layer, here)
                 continue
-            here = self._conv(layer.conv, here)
+            here = self._conv(layer.conv, here, border)
             self._emit(f"{layer.name}.mac", here)
             if isinstance(layer, QPrimaryCaps):
                 capsules = int(np.prod(here.shape)) // layer.capsule_dim
@@ -146,13 +180,12 @@ class Compiler:
 
     # The layers.
 
-    def _conv(self, conv: QConv, here: Region) -> Region:
+    def _conv(self, conv: QConv, here: Region, border: int) -> Region:
+        """A convolution of the region `here`, whose border is the convolution's padding, into a new region with `border`."""
         p = self._p
         cout, kh, kw, cin = conv.weights.shape
-        if conv.padding:
-            raise RedcaneError("the accelerator has no padding of convolutions yet; use a network without (padding: 0)")
-        height, width = ((size - k) // conv.stride + 1 for size, k in zip(here.shape[:2], (kh, kw), strict=True))
-        out = self._place((height, width, cout), conv.mac.out)
+        height, width = ((size - k) // conv.stride + 1 for size, k in zip(here.stored[:2], (kh, kw), strict=True))
+        out = self._place((height, width, cout), conv.mac.out, border)
         segment = kw * cin  # contiguous in memory: channels last
         chunks, blocks = -(-segment // p.rows), -(-cout // p.columns)
         flat = np.zeros((blocks * p.columns, kh, chunks * p.rows), np.int16)
@@ -167,7 +200,7 @@ class Compiler:
             raise RedcaneError(f"a convolution {width} pixels wide does not fit the {MAX_PIXELS} accumulators of a column")
         stripe = min(height, MAX_PIXELS // width)
         self._pixels = max(self._pixels, stripe * width)
-        row_bytes = here.shape[1] * cin
+        row_bytes, out_row_bytes = here.stored[1] * cin, out.stored[1] * cout
         for top in range(0, height, stripe):
             self._matmul(
                 conv.mac,
@@ -191,9 +224,9 @@ class Compiler:
                 b_segment=chunks,
                 b_chunk=1,
                 bias_base=bias_base,
-                o_base=out.base + top * width * cout,
+                o_base=out.inner + top * out_row_bytes,
                 o_block=p.columns,
-                o_row=width * cout,
+                o_row=out_row_bytes,
                 o_col=cout,
             )
         return out
@@ -357,17 +390,15 @@ class Compiler:
         if tag >= Program.COUNTERS_TAG:
             raise RedcaneError("the network has more boundaries than the 254 that a trace can tell apart")
         self._emissions[tag] = Emission(boundary, region)
-        if region.votes:
-            inputs, classes, dim = region.shape
-            size = self._p.square
-            count = -(-inputs // size) * classes * -(-dim // size)
-        else:
-            count = max(1, int(np.prod(region.shape)))
+        count = vote_words(region.shape, self._p.square) if region.votes else region.size
         self._descriptors.append((Opcode.EMIT, {"votes": int(region.votes), "tag": tag, "base": region.base, "count": count}))
 
-    def _place(self, shape: tuple[int, ...], coding: Coding) -> Region:
-        region = Region(shape, coding, self._bytes)
-        self._bytes += -(-max(1, int(np.prod(shape))) // 4) * 4
+    def _place(self, shape: tuple[int, ...], coding: Coding, border: int = 0) -> Region:
+        region = Region(shape, coding, self._bytes, border=border)
+        self._bytes += -(-region.size // 4) * 4
+        if border:
+            zero = to_bytes(coding, np.full(region.size, coding.zero_point, np.int16))
+            self._borders.append(Packet(Target.ACTIVATIONS, region.base, _words32(zero)))
         return region
 
     def _load_weights(self, words: NDArray[np.uint8]) -> int:
@@ -409,10 +440,11 @@ class Compiler:
             Packet(Target.PROGRAM, 0, code),
             Packet(Target.WEIGHTS, 0, _words32(weights)),
             Packet(Target.BIAS, 0, biases.reshape(-1).view(np.uint32)),
+            *self._borders,
             *(Packet(Target.SQUASH_TABLE, 512 * i, t.astype(np.uint32)) for i, t in enumerate(self._squash_tables)),
             *(Packet(Target.EXP_TABLE, 256 * i, t.astype(np.uint32)) for i, t in enumerate(self._exp_tables)),
         ]
-        return Program(parameters, setup, 0, len(plain) * isa.WORDS, image, self._emissions, self._network.image)
+        return Program(parameters, setup, 0, len(plain) * isa.WORDS, image, self._emissions)
 
 
 def _classify(capsules: Region, result: Region) -> dict[str, Any]:

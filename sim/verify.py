@@ -147,8 +147,9 @@ class Scoreboard:
                 self.counters = dict(zip(isa.COUNTERS, values, strict=True))
                 continue
             emission = program.emissions[tag]
-            if size < np.prod(emission.region.shape):
-                self._differ(number, emission.boundary, [], f"{emission.region.shape} bytes", f"{size} bytes")
+            wanted_size = program.payload_bytes(emission)
+            if size != wanted_size:
+                self._differ(number, emission.boundary, [], f"{wanted_size} bytes", f"{size} bytes")
                 continue
             self._compare(number, emission, program.decode(emission, payload), trace[emission.boundary])
             if tag == program.CLASS_TAG:

@@ -1,0 +1,85 @@
+"""The compiler: descriptors that lose no bits, bytes that come back as codes, networks that do not fit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from hw import isa
+from hw.compiler import compile_network, from_bytes, to_bytes
+from hw.parameters import MultiplierKind, Parameters
+from model.errors import RedcaneError
+from model.qnetwork import Coding, QNetwork, terms
+from tests.random_networks import networks
+
+
+def kinds(network: QNetwork) -> tuple[MultiplierKind, ...]:
+    return tuple(MultiplierKind(name, f"m{index}") for index, name in enumerate(sorted(network.tables)))
+
+
+@pytest.mark.parametrize("kind", ["signed", "unsigned", "affine"])
+def test_bytes_and_codes(kind: str) -> None:
+    coding = Coding(kind, 1.0)
+    codes = np.arange(coding.lo, coding.hi + 1).astype(np.int16)
+    raw = to_bytes(coding, codes)
+    assert raw.dtype == np.uint8 and len(np.unique(raw)) == len(codes)
+    assert np.array_equal(from_bytes(coding, raw), codes)
+    assert raw[codes == 0] == 0
+
+
+def test_a_field_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="a_base"):
+        isa.encode(isa.Opcode.MATMUL, {"a_base": 1 << 24})
+    with pytest.raises(ValueError, match="lo"):
+        isa.encode(isa.Opcode.SQUASH, {"lo": -257})
+
+
+def test_descriptors_hold_what_was_written() -> None:
+    words = isa.encode(isa.Opcode.EMIT, {"votes": 1, "tag": 0xA5, "base": 0x123456, "count": 7})
+    assert len(words) == isa.WORDS
+    assert words[0] | words[1] << 32 == 4 | 1 << 4 | 0xA5 << 5 | 0x123456 << 13 | 7 << 37
+
+
+@settings(max_examples=25, deadline=None)
+@given(networks())
+def test_the_jobs_cover_every_product_once(network: QNetwork) -> None:
+    """The valid lanes and columns of all MATMUL jobs, counted, are the multiplications of the network (padded votes apart)."""
+    program = compile_network(network, kinds(network))
+    code = program.setup[0].words[: program.traced_entry]
+    done = 0
+    for at in range(0, len(code), isa.WORDS):
+        value = sum(int(word) << (32 * i) for i, word in enumerate(code[at : at + isa.WORDS]))
+        if value & 15 != isa.Opcode.MATMUL:
+            continue
+        job = isa.MATMUL.from_bits(value & ((1 << isa.MATMUL.size) - 1))
+        lanes = (job.chunks - 1) * job.lanes + job.last_lanes
+        columns = (job.blocks - 1) * job.columns + job.last_columns
+        done += job.groups * job.segments * lanes * columns * job.rows * job.cols
+    wanted = 0
+    height = network.image[0], network.image[1]
+    for layer in network.layers:
+        if hasattr(layer, "conv"):
+            cout, kh, kw, _ = layer.conv.weights.shape
+            edge = 2 * layer.conv.padding
+            height = tuple((size + edge - k) // layer.conv.stride + 1 for size, k in zip(height, (kh, kw), strict=True))
+            wanted += height[0] * height[1] * cout * terms(layer, "mac")
+        else:
+            inputs, dim_in, classes, dim = layer.weights.shape
+            padded = -(-dim // 4) * 4
+            wanted += inputs * dim_in * classes * padded
+            wanted += inputs * classes * dim * (2 * layer.iterations - 1)
+    assert done == wanted
+
+
+@settings(max_examples=1, deadline=None)
+@given(networks())
+def test_a_multiplier_that_the_pes_lack(network: QNetwork) -> None:
+    with pytest.raises(RedcaneError, match="not in the PEs"):
+        compile_network(network, (MultiplierKind("other", "other"),))
+
+
+@pytest.mark.parametrize("change", [{"rows": 5}, {"columns": 2}, {"kinds": ()}])
+def test_arrays_that_cannot_be(change: dict) -> None:
+    with pytest.raises(RedcaneError):
+        dataclasses.replace(Parameters((MultiplierKind("m", "m"),)), **change)
