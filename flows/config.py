@@ -1,0 +1,283 @@
+"""The configuration of a run: every key, its type, its default and what it means.
+
+docs/configuration.md is made from this file (`python -m flows.config`), and a test holds it to that.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flows.yamlfile import read_yaml
+from model.errors import RedcaneError
+
+if TYPE_CHECKING:  # they bring torch, which a configuration can do without
+    from model.capsnet import CapsNetShape
+    from model.resilience import ResilienceSettings
+    from model.training import TrainingRecipe
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Positive = Annotated[int, Field(ge=1, le=2**20)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NumberFormat = Literal["sign-magnitude", "affine"]
+Dataset = Literal["digits", "mnist", "fashion-mnist"]
+Side = Literal[4, 8, 16, 32, 64]
+
+
+class Section(BaseModel):
+    """Unknown keys and wrong types are errors; nothing is converted silently."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Network(Section):
+    """The CapsNet of Sabour et al. (2017): a convolution, primary capsules, class capsules."""
+
+    image: list[Positive] = Field(min_length=3, max_length=3, description="height, width and channels of an image")
+    classes: Positive = Field(description="classes to tell apart, one capsule each")
+    conv_channels: Positive = Field(description="channels of the first convolution")
+    conv_kernel: Positive = Field(description="its kernel's edge")
+    conv_stride: Positive = Field(1, description="its stride")
+    primary_types: Positive = Field(description="capsule types at every position of the primary layer")
+    primary_dim: Positive = Field(description="dimensions of a primary capsule")
+    primary_kernel: Positive = Field(description="edge of the primary layer's kernel")
+    primary_stride: Positive = Field(description="its stride")
+    class_dim: Positive = Field(description="dimensions of a class capsule")
+    iterations: Annotated[int, Field(ge=1, le=16)] = Field(3, description="iterations of the dynamic routing")
+    decoder: list[Positive] = Field([], max_length=8, description="hidden layers of the reconstruction, in training only")
+
+
+class Train(Section):
+    """How the network is trained. The weights of the epoch that was best on the validation split are kept."""
+
+    epochs: Positive = Field(60, description="passes over the training images, at most")
+    batch: Positive = Field(32, description="images in a step")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(3e-3, description="of Adam; falls along half a cosine")
+    patience: Positive = Field(60, description="epochs without a better validation before stopping")
+    reconstruction: Annotated[float, Field(ge=0, le=1e3)] = Field(0.0, description="weight of the decoder's squared error")
+    shift: Annotated[float, Field(ge=0, le=64)] = Field(1.0, description="augmentation: largest random shift, pixels")
+    rotation: Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="augmentation: largest rotation, degrees")
+    scale: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="augmentation: largest change of size, fraction")
+
+
+class Analyze(Section):
+    """Steps 2 to 5: noise in groups of operations, then in the layers of the groups that do not stand it."""
+
+    noise_magnitudes: list[Annotated[float, Field(ge=0, le=10)]] = Field(
+        [0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0], min_length=1, max_length=100,
+        description="NM to try: standard deviation of the noise, relative to the tensor's range (the paper's list)")
+    noise_average: Annotated[float, Field(ge=-10, le=10)] = Field(0.0, description="NA: mean of the noise, relative too")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
+        [0, 1, 2, 3, 4], min_length=1, max_length=100, description="one evaluation each for every point")
+    tolerance_points: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.5, description="loss of accuracy, in percentage points, that counts as none")
+    resilient_nm: Annotated[float, Field(gt=0, le=10)] = Field(
+        0.1, description="a group or layer that tolerates this NM is resilient")
+    images: Annotated[int, Field(ge=0)] = Field(0, description="validation images to use, the first ones; 0 for all")
+    batch: Positive = Field(256, description="images evaluated together; a tensor's range is taken over them")
+
+
+class Quantize(Section):
+    """From float to 8-bit codes (docs/numerics.md)."""
+
+    format: NumberFormat = Field("sign-magnitude", description="number format of every operation")
+    formats: dict[str, NumberFormat] = Field({}, description="other formats for single operations, such as "
+                                             "`{conv1.mac: affine}`; weighted_sum and agreement share theirs")
+    align: Literal[0, 1] = Field(1, description="where the seven bits of a magnitude sit in the 8-bit multiplier: "
+                                 "0 at the bottom, 1 at the top")
+    images: Positive = Field(512, description="training images to calibrate the ranges on, the first ones")
+
+
+class Assign(Section):
+    """Step 6: a multiplier for every operation that multiplies."""
+
+    library: str = Field("embedded", pattern=NAME, description="library of multipliers: `embedded`, or one that was imported")
+    budget_points: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.5, description="loss of validation accuracy that the assignment may cost, in percentage points")
+    max_kinds: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        None, description="different multipliers in a processing element, at most; none for any number")
+
+
+class Accelerator(Section):
+    """The generated hardware: an array of R x C processing elements."""
+
+    rows: Side = Field(4, description="rows R: products that one sum takes in a cycle")
+    columns: Side = Field(4, description="columns C: sums computed at once")
+
+
+class Simulate(Section):
+    """Verification: the generated Verilog against the integer reference, on images of the test split."""
+
+    images: Annotated[int, Field(ge=1, le=10_000)] = Field(20, description="test images to run, the first ones")
+    back_pressure: Annotated[float, Field(ge=0, le=0.9)] = Field(
+        0.3, description="share of the time that both streams hold back, at random")
+
+
+class Synthesize(Section):
+    """Estimates with Yosys."""
+
+    liberty: str | None = Field(None, description="Liberty file to give areas, a path relative to this file; "
+                                "else Debian's qflow-tech-osu018 where it is installed, else none")
+
+
+class Config(Section):
+    """A run, from the data to the report; its artefacts land in `runs/<name>/`."""
+
+    name: str = Field(pattern=NAME, description="name of the run and of its folder")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="everything random derives from it")
+    dataset: Dataset = Field(description="`digits` (comes along), `mnist` or `fashion-mnist`")
+    data_dir: str | None = Field(None, description="folder that holds the dataset's official files, in a folder of the "
+                                 "dataset's name, a path relative to this file; else `$REDCANE_DATA`, else a download")
+    network: Network
+    train: Train = Train()
+    analyze: Analyze = Analyze()
+    quantize: Quantize = Quantize()
+    assign: Assign = Assign()
+    accelerator: Accelerator = Accelerator()
+    simulate: Simulate = Simulate()
+    synthesize: Synthesize = Synthesize()
+
+    @classmethod
+    def load(cls, path: Path, overrides: dict[str, Any] | None = None) -> Config:
+        """Read a configuration; `overrides` ("section.key" -> value, None for none) come from the command line.
+
+        Paths in the file are taken relative to the file's folder. Raises RedcaneError naming the file, the key and
+        what is wrong with it.
+        """
+        data = read_yaml(path)
+        for section, key in (((), "data_dir"), (("synthesize",), "liberty")):
+            place = data.get(section[0]) if section else data
+            if isinstance(place, dict) and isinstance(place.get(key), str):
+                place[key] = str(path.parent / place[key])
+        for name, value in (overrides or {}).items():
+            if value is not None:
+                *sections, key = name.split(".")
+                place = data
+                for section_name in sections:
+                    place = place.setdefault(section_name, {})
+                    if not isinstance(place, dict):
+                        raise RedcaneError(f"{path}: {section_name}: should be a section, lines of `key: value`")
+                place[key] = value
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise RedcaneError(f"{path}: {_sentence(error)}") from None
+
+    def shape(self) -> CapsNetShape:
+        """The network's sizes; raises RedcaneError when they do not fit together."""
+        from model.capsnet import CapsNetShape
+
+        sizes = self.network.model_dump()
+        return CapsNetShape(**sizes | {"image": tuple(sizes["image"]), "decoder": tuple(sizes["decoder"])})
+
+    def recipe(self) -> TrainingRecipe:
+        """How to train."""
+        from model.training import TrainingRecipe
+
+        return TrainingRecipe(**self.train.model_dump(), seed=self.seed)
+
+    def resilience(self) -> ResilienceSettings:
+        """What to sweep in steps 2 to 5."""
+        from model.resilience import ResilienceSettings
+
+        values = self.analyze.model_dump()
+        magnitudes, seeds = tuple(values.pop("noise_magnitudes")), tuple(values.pop("seeds"))
+        return ResilienceSettings(**values, noise_magnitudes=magnitudes, seeds=seeds)
+
+    def formats(self) -> dict[str, NumberFormat]:
+        """The number format of every operation that multiplies; raises RedcaneError for one that there is not."""
+        from model.quantize import OPERATIONS, check_formats
+
+        return check_formats({key: self.quantize.format for key in OPERATIONS} | self.quantize.formats)
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first of pydantic's complaints, in our words."""
+    complaints = error.errors(include_url=False, include_context=False)
+    first = complaints[0]
+    where = ".".join(str(part) for part in first["loc"])
+    value = first["input"]
+    if first["type"] == "extra_forbidden":
+        keys = list(_section(first["loc"][:-1]).model_fields)
+        close = difflib.get_close_matches(str(first["loc"][-1]), keys, 1)
+        text = f"{where}: unknown key; " + (f"did you mean {close[0]}?" if close else f"choose from {', '.join(keys)}")
+    elif first["type"] == "missing":
+        meaning = _section(first["loc"][:-1]).model_fields[str(first["loc"][-1])].description
+        text = f"{where}: this key is missing" + (f" ({meaning})" if meaning else "")
+    elif first["type"] == "model_type":
+        text = f"{where}: should be a section, lines of `key: value`"
+    else:
+        shown = f"{value!r} is wrong: " if isinstance(value, str | int | float) and len(str(value)) <= 80 else ""
+        text = f"{where}: {shown}{first['msg'][0].lower()}{first['msg'][1:]}"
+    more = len(complaints) - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def _section(location: tuple[int | str, ...]) -> type[Section]:
+    """The model of the section at a location such as ("train",)."""
+    section: type[Section] = Config
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Section)]
+        section = candidates[0]
+    return section
+
+
+_EXAMPLE = """\
+name: mine
+dataset: mnist
+data_dir: ../data
+network:
+  image: [28, 28, 1]
+  classes: 10
+  conv_channels: 32
+  conv_kernel: 9
+  primary_types: 8
+  primary_dim: 8
+  primary_kernel: 9
+  primary_stride: 2
+  class_dim: 16
+train: {epochs: 5}
+assign: {library: evoapprox, max_kinds: 3}
+accelerator: {rows: 16, columns: 16}
+"""
+
+
+def documentation() -> str:
+    """docs/configuration.md."""
+    lines = [
+        "# Configuration of a run",
+        "",
+        "A YAML file; `configs/digits.yaml` is one. Unknown keys and wrong types are errors, aliases and repeated keys too.",
+        "Command-line options override it: `--library` (assign.library), `--data` (data_dir), `--liberty`",
+        "(synthesize.liberty), `--images` (simulate.images).",
+        "",
+        "```yaml",
+        *_EXAMPLE.splitlines(),
+        "```",
+        "",
+        "This page is made from `flows/config.py`: `python -m flows.config > docs/configuration.md`.",
+    ]
+    sections = [("The top of the file", Config, False)]
+    sections += [(f"`{name}`", _section((name,)), True) for name in Config.model_fields if _is_section(name)]
+    for title, section, named in sections:
+        lines += ["", f"## {title}", (section.__doc__ or "").strip(), "", "| key | default | meaning |", "|---|---|---|"]
+        for name, field in section.model_fields.items():
+            if named or not _is_section(name):
+                default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+                lines.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _is_section(name: str) -> bool:
+    annotation = Config.model_fields[name].annotation
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+if __name__ == "__main__":
+    print(documentation(), end="")

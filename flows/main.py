@@ -1,0 +1,133 @@
+"""The command line: `redcane`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.errors import RedcaneError
+
+if TYPE_CHECKING:
+    from flows.run import Run
+
+STAGES = {
+    "train": "train the network -> network.safetensors",
+    "analyze": "inject noise, group by group and layer by layer -> resilience.json",
+    "assign": "choose a multiplier for every operation -> assignment.yaml",
+    "quantize": "8-bit codes and integer constants -> qmodel/",
+    "generate": "the accelerator as Verilog -> rtl/",
+    "simulate": "the Verilog against the integer reference on test images -> verify.json",
+    "synthesize": "cells, transistors and areas -> synthesis.json",
+    "report": "everything on one page -> report.html",
+    "run": "all of these, and a summary",
+}
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (the design failed), 2 (bad input), 130 (stopped with Ctrl-C)."""
+    chosen = _parser().parse_args(arguments)
+    from flows.stage import Failed
+
+    try:
+        chosen.command(chosen)
+        return 0
+    except RedcaneError as error:
+        return _say(error, BAD_INPUT)
+    except Failed as error:
+        return _say(error, FAILED)
+    except KeyboardInterrupt:
+        return _say("stopped; the same command goes on from here", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        sys.stdout = None  # type: ignore[assignment]  # so that Python does not try to flush it
+        return 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        return _say(f"{error.filename or 'the system'}: {error.strerror or error}", BAD_INPUT)
+
+
+def _say(what: object, code: int) -> int:
+    print(f"redcane: {what}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="redcane", description="From a capsule network to a verified approximate accelerator.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, text in STAGES.items():
+        command = commands.add_parser(name, help=text, description=f"{name}: {text}. Brings up to date whatever comes before.")
+        _add_run_arguments(command)
+        command.set_defaults(command=_stage, stage=name)
+    command = commands.add_parser("operations", help="the operations of a network, by layer and group, with their counts")
+    _add_run_arguments(command)
+    command.set_defaults(command=_operations)
+    library = commands.add_parser("library", help="the multipliers to choose from")
+    actions = library.add_subparsers(title="actions", metavar="ACTION", required=True)
+    action = actions.add_parser("import", help="import a folder of EvoApproxLib (its v1.0 layout)")
+    action.add_argument("path", type=Path, metavar="PATH", help="the folder")
+    action.add_argument("--name", default="evoapprox", help="what to call the library (default: %(default)s)")
+    action.set_defaults(command=_import)
+    action = actions.add_parser("list", help="show all multipliers")
+    action.add_argument("--library", metavar="NAME", help="of this library only")
+    action.set_defaults(command=_list)
+    return parser
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, metavar="CONFIG", help="configuration of the run, such as configs/digits.yaml")
+    command.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs' folders lie (default: runs)")
+    command.add_argument("--library", metavar="NAME", help="library of multipliers, in place of the configured one")
+    command.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets, in place of the configured one")
+    command.add_argument("--liberty", type=Path, metavar="FILE", help="Liberty file to give areas")
+    command.add_argument("--images", type=int, metavar="N", help="test images to verify, in place of the configured number")
+
+
+def _run(chosen: argparse.Namespace) -> Run:
+    from flows.config import Config
+    from flows.run import Run
+
+    overrides = {
+        "assign.library": chosen.library,
+        "data_dir": str(chosen.data) if chosen.data else None,
+        "synthesize.liberty": str(chosen.liberty) if chosen.liberty else None,
+        "simulate.images": chosen.images,
+    }
+    config = Config.load(chosen.config, overrides)
+    return Run(config, chosen.runs / config.name)
+
+
+def _stage(chosen: argparse.Namespace) -> None:
+    run = _run(chosen)
+    from flows.stages import bring_up
+    from flows.summary import summary
+
+    bring_up(run, "report" if chosen.stage == "run" else chosen.stage)
+    if chosen.stage == "run":
+        print(summary(run))
+
+
+def _operations(chosen: argparse.Namespace) -> None:
+    from flows.tables import operations_table
+
+    print(operations_table(_run(chosen).config.shape()))
+
+
+def _import(chosen: argparse.Namespace) -> None:
+    from flows.tables import components_table
+    from model.multipliers.library import import_folder
+
+    print(components_table(import_folder(chosen.path, chosen.name)))
+
+
+def _list(chosen: argparse.Namespace) -> None:
+    from flows.tables import components_table
+    from model.multipliers.library import libraries
+
+    for library in libraries(chosen.library):
+        print(components_table(library))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

