@@ -78,7 +78,7 @@ class PrimaryCaps(nn.Conv2d):
         super().__init__(channels, types * dim, kernel, stride)
         self.types, self.dim = types, dim
 
-    def forward(self, x: Tensor, tap: Tap = identity, layer: str = "primary") -> Tensor:  # type: ignore[override]  # one argument more
+    def forward(self, x: Tensor, tap: Tap = identity, layer: str = "primary") -> Tensor:
         maps = tap(layer, "mac", super().forward(x), 0, (x, self.weight))  # (N, types * D, H', W')
         n, _, height, width = maps.shape
         s = maps.view(n, self.types, self.dim, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, self.dim)

@@ -38,9 +38,11 @@ class ResilienceSettings:
 
     noise_magnitudes: tuple[float, ...] = PAPER_MAGNITUDES
     noise_average: float = 0.0
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = tuple(range(10))
     tolerance_points: float = 0.5  # percentage points of accuracy
-    resilient_nm: float = 0.1
+    resilient_nm: float = (
+        0.02  # measured: softmax and logits reach it on the digits, MAC outputs and activations do not
+    )
     images: int = 0  # how many of the split's first images; 0 for all
     batch: int = 256  # the range R(X) of a tensor is taken over a batch
 

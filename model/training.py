@@ -24,7 +24,7 @@ from model.datasets import Dataset
 from model.errors import RedcaneError
 from model.files import digest
 from model.seeds import derive_seed
-from model.weights import read_tensors, write_tensors
+from model.weights import check_tensors, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,8 @@ class History:
     best: int = -1  # the epoch whose weights were kept
 
     def better(self) -> bool:
-        """Whether the last epoch beats the best so far: by accuracy, then by loss."""
-        if self.best < 0:
-            return True
-        last = (self.validation[-1], -self.validation_loss[-1])
-        return last > (self.validation[self.best], -self.validation_loss[self.best])
+        """Whether the last epoch has the lowest validation loss (finer than the accuracy of few images)."""
+        return self.best < 0 or self.validation_loss[-1] < self.validation_loss[self.best]
 
 
 def initial(shape: CapsNetShape, seed: int) -> CapsNet:
@@ -204,6 +201,9 @@ def _weights(network: CapsNet) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
+_ADAM = ("step", "exp_avg", "exp_avg_sq")  # its state for a parameter
+
+
 def _save(
     path: Path,
     run: str,
@@ -216,7 +216,8 @@ def _save(
     tensors = {f"weights/{name}": tensor for name, tensor in _weights(network).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     for name, parameter in network.named_parameters():
-        tensors |= {f"adam/{name}/{key}": value for key, value in optimizer.state[parameter].items()}
+        # A decoder that is not trained has no state.
+        tensors |= {f"adam/{name}/{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
     write_tensors(path, tensors, {"run": run, "history": json.dumps(asdict(history))})
 
 
@@ -227,12 +228,19 @@ def _resume(
     tensors, metadata = read_tensors(path)
     if metadata.get("run") != run:
         return None
+    expected = {f"{kind}/{name}": t for kind in ("weights", "best") for name, t in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        if f"adam/{name}/step" in tensors:
+            expected |= {f"adam/{name}/{key}": torch.tensor(0.0) if key == "step" else parameter for key in _ADAM}
+    check_tensors(path, tensors, expected)
     try:
         history = History(**json.loads(metadata["history"]))
-        best = {name: tensors[f"best/{name}"] for name in network.state_dict()}
-        network.load_state_dict({name: tensors[f"weights/{name}"] for name in network.state_dict()})
-        for name, parameter in network.named_parameters():
-            optimizer.state[parameter] = {k: tensors[f"adam/{name}/{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise RedcaneError(f"{path}: a damaged checkpoint ({type(error).__name__}); delete it to train anew") from None
-    return history, best
+        if not 0 <= history.best < len(history.loss) == len(history.validation) == len(history.validation_loss):
+            raise ValueError("lengths differ")
+    except (KeyError, ValueError, TypeError) as error:
+        raise RedcaneError(f"{path}: its history is damaged ({error}); delete the file to train anew") from None
+    network.load_state_dict({name: tensors[f"weights/{name}"] for name in network.state_dict()})
+    for name, parameter in network.named_parameters():
+        if f"adam/{name}/step" in tensors:
+            optimizer.state[parameter] = {key: tensors[f"adam/{name}/{key}"] for key in _ADAM}
+    return history, {name: tensors[f"best/{name}"] for name in network.state_dict()}

@@ -41,6 +41,24 @@ def save_weights(network: CapsNet, path: Path, metadata: dict[str, str]) -> None
     write_tensors(path, {name: tensor.detach() for name, tensor in network.state_dict().items()}, metadata)
 
 
+def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise RedcaneError unless the tensors have the names, types and shapes of the expected ones and finite values."""
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise RedcaneError(f"{path}: no tensor {name}; this file was not made for this network, train it again")
+        found = tensors[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise RedcaneError(
+                f"{path}: {name} is {found.dtype} {list(found.shape)}, but the configured network "
+                f"needs {tensor.dtype} {list(tensor.shape)}; train it again"
+            )
+        if not isfinite(found).all():
+            raise RedcaneError(f"{path}: {name} holds values that are not finite; train it again")
+    surplus = sorted(set(tensors) - set(expected))
+    if surplus:
+        raise RedcaneError(f"{path}: tensor {surplus[0]} does not belong to this network; train it again")
+
+
 def load_weights(shape: CapsNetShape, path: Path) -> tuple[CapsNet, dict[str, str]]:
     """A network of this shape with the weights of a file, and the file's metadata.
 
@@ -48,19 +66,6 @@ def load_weights(shape: CapsNetShape, path: Path) -> tuple[CapsNet, dict[str, st
     """
     tensors, metadata = read_tensors(path)
     network = CapsNet(shape)
-    expected = network.state_dict()
-    for name, tensor in expected.items():
-        if name not in tensors:
-            raise RedcaneError(f"{path}: no tensor {name}; these are not the weights of this network")
-        if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
-            raise RedcaneError(
-                f"{path}: {name} is {tensors[name].dtype} {list(tensors[name].shape)}, but the configured network "
-                f"needs {tensor.dtype} {list(tensor.shape)}; train it again"
-            )
-        if not isfinite(tensors[name]).all():
-            raise RedcaneError(f"{path}: {name} holds values that are not numbers; train it again")
-    surplus = sorted(set(tensors) - set(expected))
-    if surplus:
-        raise RedcaneError(f"{path}: tensor {surplus[0]} does not belong to this network")
+    check_tensors(path, tensors, network.state_dict())
     network.load_state_dict(tensors)
     return network, metadata

@@ -1,0 +1,183 @@
+"""Training: the loss, the kill and the resume, weights on disk, and that the digits are learnt."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from model import training
+from model.capsnet import CapsNet, CapsNetShape
+from model.datasets import Dataset, Split, load
+from model.errors import RedcaneError
+from model.training import TrainingRecipe, accuracy, augment, evaluate, initial, margin_loss, train
+from model.weights import load_weights, read_tensors, save_weights
+
+TINY = CapsNetShape(
+    image=(8, 8, 1), conv_channels=8, conv_kernel=3, primary_types=2, primary_dim=4,
+    primary_kernel=3, primary_stride=2, classes=10, class_dim=4, decoder=(16,),
+)  # fmt: skip
+DIGITS = CapsNetShape(
+    image=(8, 8, 1), conv_channels=32, conv_kernel=3, primary_types=8, primary_dim=8,
+    primary_kernel=3, primary_stride=2, classes=10, class_dim=8,
+)  # fmt: skip
+RECIPE = TrainingRecipe(epochs=5, batch=64, reconstruction=0.01, seed=3)
+
+
+@pytest.fixture(scope="module")
+def few() -> Dataset:
+    digits = load("digits")
+    train, validation, test = (
+        Split(s.images[:200], s.labels[:200]) for s in (digits.train, digits.validation, digits.test)
+    )
+    return Dataset("few", train, validation, test, digits.classes)
+
+
+def same(a: CapsNet, b: CapsNet) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_margin_loss_by_hand() -> None:
+    capsules = torch.tensor([[[0.6, 0.8], [0.0, 0.3], [0.05, 0.0]]])  # lengths 1, 0.3, 0.05
+    assert math.isclose(margin_loss(capsules, torch.tensor([0])).item(), 0.5 * 0.2**2, rel_tol=1e-4)
+    expected = 0.6**2 + 0.5 * 0.9**2  # the second is there, the first imagined
+    assert math.isclose(margin_loss(capsules, torch.tensor([1])).item(), expected, rel_tol=1e-4)
+
+
+def test_augmentation_is_small_and_repeatable() -> None:
+    images = torch.rand(6, 1, 8, 8)
+    plain = TrainingRecipe(shift=0, rotation=0, scale=0)
+    assert augment(images, plain, torch.Generator()) is images
+    one = augment(images, TrainingRecipe(), torch.Generator().manual_seed(1))
+    assert torch.equal(one, augment(images, TrainingRecipe(), torch.Generator().manual_seed(1)))
+    assert one.shape == images.shape and one.min() >= 0 and one.max() <= 1
+    assert not torch.equal(one, images)
+    dot = torch.zeros(200, 1, 9, 9)
+    dot[:, 0, 4, 4] = 1
+    moved = augment(dot, TrainingRecipe(shift=1, rotation=0, scale=0), torch.Generator().manual_seed(2))
+    assert torch.all(moved[:, 0, 3:6, 3:6].sum(dim=(1, 2)) > 0.999), "within one pixel of where it was"
+
+
+def test_killed_after_any_epoch_it_ends_with_the_same_weights(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = initial(TINY, 3)
+    history = train(whole, few, RECIPE, tmp_path / "whole")
+    save = training._save
+
+    def save_and_die(*arguments) -> None:  # type: ignore[no-untyped-def]
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save", save_and_die)
+    for _ in range(RECIPE.epochs):
+        with pytest.raises(KeyboardInterrupt):
+            train(initial(TINY, 3), few, RECIPE, tmp_path / "killed")
+    network = initial(TINY, 3)
+    assert train(network, few, RECIPE, tmp_path / "killed") == history, "nothing is left to do but to load the best"
+    assert same(network, whole)
+    assert not same(network, initial(TINY, 3))
+    assert len(history.loss) == RECIPE.epochs and history.loss[-1] < history.loss[0]
+
+
+def test_the_best_epoch_is_restored(few: Dataset, tmp_path: Path) -> None:
+    network = initial(TINY, 0)
+    recipe = TrainingRecipe(epochs=8, batch=64, learning_rate=0.1, patience=2)
+    history = train(network, few, recipe, tmp_path / "c")
+    reached = evaluate(network, few.validation.images, few.validation.labels)
+    assert reached == (history.validation[history.best], history.validation_loss[history.best])
+    assert history.validation_loss[history.best] == min(history.validation_loss)
+    assert len(history.loss) == min(8, history.best + 1 + recipe.patience)
+
+
+def test_another_recipe_starts_over(few: Dataset, tmp_path: Path) -> None:
+    train(initial(TINY, 3), few, RECIPE, tmp_path / "c")
+    other = dataclasses.replace(RECIPE, epochs=1)
+    a, b = initial(TINY, 3), initial(TINY, 3)
+    assert len(train(a, few, other, tmp_path / "c").loss) == 1
+    train(b, few, other, tmp_path / "fresh")
+    assert same(a, b)
+
+
+def test_broken_checkpoints(few: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    train(initial(TINY, 3), few, recipe, path)
+    content = path.read_bytes()
+    for broken in (content[:-100], content[:50], b"", b"\xff" * 64):
+        path.write_bytes(broken)
+        with pytest.raises(RedcaneError, match="safetensors"):
+            train(initial(TINY, 3), few, recipe, path)
+    tensors = safetensors.torch.load(content)
+    path.write_bytes(content)
+    metadata = read_tensors(path)[1]
+    for history in ("[]", "{}", '{"best": 7}', "{"):
+        path.write_bytes(safetensors.torch.save(tensors, metadata | {"history": history}))
+        with pytest.raises(RedcaneError, match="history is damaged"):
+            train(initial(TINY, 3), few, recipe, path)
+
+
+def test_weights_come_back(tmp_path: Path) -> None:
+    network = initial(TINY, 7)
+    save_weights(network, tmp_path / "w.safetensors", {"made": "here"})
+    again, metadata = load_weights(TINY, tmp_path / "w.safetensors")
+    assert same(network, again) and metadata == {"made": "here"}
+    assert same(network, initial(TINY, 7)) and not same(network, initial(TINY, 8))
+
+
+def test_bad_weights(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(RedcaneError, match="no such file"):
+        load_weights(TINY, path)
+    save_weights(initial(TINY, 0), path, {})
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(RedcaneError, match="whole safetensors"):
+        load_weights(TINY, path)
+    path.write_bytes(b"PK\x03\x04 a pickled thing")
+    with pytest.raises(RedcaneError, match="whole safetensors"):
+        load_weights(TINY, path)
+    path.write_bytes(content)
+    with pytest.raises(RedcaneError, match=r"conv1\.weight is"):
+        load_weights(dataclasses.replace(TINY, conv_channels=16), path)
+    with pytest.raises(RedcaneError, match=r"decoder\.0\.bias does not belong"):
+        load_weights(dataclasses.replace(TINY, decoder=()), path)
+    tensors = initial(TINY, 0).state_dict()
+    for change, words in (
+        ({"conv1.bias": torch.full((8,), math.nan)}, "not finite"),
+        ({"conv1.bias": torch.zeros(8, dtype=torch.int32)}, "int32"),
+    ):
+        path.write_bytes(safetensors.torch.save(tensors | change))
+        with pytest.raises(RedcaneError, match=words):
+            load_weights(TINY, path)
+    del tensors["classcaps.weight"]
+    path.write_bytes(safetensors.torch.save(tensors))
+    with pytest.raises(RedcaneError, match=r"no tensor classcaps\.weight"):
+        load_weights(TINY, path)
+
+
+def test_what_does_not_fit(few: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(RedcaneError, match="8, 8, 1"):
+        train(initial(dataclasses.replace(TINY, image=(9, 8, 1)), 0), few, RECIPE, tmp_path / "c")
+    with pytest.raises(RedcaneError, match="no decoder"):
+        train(initial(dataclasses.replace(TINY, decoder=()), 0), few, RECIPE, tmp_path / "c")
+    for wrong in ({"epochs": 0}, {"learning_rate": 0.0}, {"scale": 1.0}, {"seed": -1}, {"shift": math.nan}):
+        with pytest.raises(RedcaneError, match=f"training.*{next(iter(wrong))}"):
+            TrainingRecipe(**wrong)
+
+
+def test_a_loss_that_explodes_is_told(few: Dataset, tmp_path: Path) -> None:
+    broken = dataclasses.replace(few, train=Split(few.train.images * np.float32(math.nan), few.train.labels))
+    with pytest.raises(RedcaneError, match="no number after epoch 0"):
+        train(initial(TINY, 0), broken, RECIPE, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_digits_are_learnt(tmp_path: Path) -> None:
+    digits = load("digits")
+    network = initial(DIGITS, 0)
+    train(network, digits, TrainingRecipe(epochs=40), tmp_path / "c")
+    assert accuracy(network, digits.test.images, digits.test.labels) >= 0.975
