@@ -30,6 +30,7 @@ from model.multipliers.gates import Ports, multiplier_ports, product_table
 from model.yosys import YosysError, run_yosys, yosys_version
 
 MOST_VERILOG_BYTES = 1 << 20
+_MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,59}")
 _MOST_NETLIST_BYTES = 64 << 20
 _MOST_CACHE_BYTES = 1 << 20
 _BATCH = 12
@@ -68,11 +69,14 @@ class Circuit(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Extracted:
-    """What a circuit's Verilog says: module, ports, products uint16 [256, 256] as [a, b], estimated transistors."""
+    """What a circuit's Verilog says."""
 
     module: str
     ports: Ports
     table: NDArray[np.uint16]
+    """The products, uint16 [256, 256], indexed [a, b]."""
+    helpers: tuple[str, ...]
+    """The other modules in the text."""
     transistors: int
 
 
@@ -109,7 +113,8 @@ def extract_many(circuits: Sequence[Circuit]) -> list[Extracted]:
         batch = missing[start:start + _BATCH]
         known.update(zip(batch, _extract(batch), strict=True))
         for circuit in batch:
-            _store(circuit, known[circuit])
+            for module in {circuit.module, known[circuit].module}:  # the next time, the top may be known
+                _store(circuit._replace(module=module), known[circuit])
     return [known[circuit] for circuit in circuits]
 
 
@@ -119,7 +124,7 @@ def _check_text(circuit: Circuit) -> None:
         raise RedcaneError(f"{circuit.label}: larger than the {MOST_VERILOG_BYTES} bytes that a multiplier may have")
     if "\0" in circuit.verilog:
         raise RedcaneError(f"{circuit.label}: not Verilog text (it holds a zero byte)")
-    if circuit.module is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_$]{0,199}", circuit.module):
+    if circuit.module is not None and not _MODULE_NAME.fullmatch(circuit.module):
         raise RedcaneError(f"{circuit.label}: `{circuit.module[:80]}` is not a module name")
     code = re.sub(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', " ", circuit.verilog, flags=re.DOTALL)
     if reads := re.search(r"`include\b|\$readmem[bh]\b|\$fopen\b", code):
@@ -137,7 +142,7 @@ def _extract(batch: Sequence[Circuit]) -> list[Extracted]:
         read = _each(batch, folder, scripts, lambda written, circuit: _accept(written, circuit.module))
         scripts = (_COUNT.format(file=index, flow=TRANSISTOR_FLOW) for index in range(len(batch)))
         mapped = _each(batch, folder, scripts, lambda written, _: _count(written))
-        for circuit, (_, _, table), (mapped_table, _) in zip(batch, read, mapped, strict=True):
+        for circuit, (_, _, table, _), (mapped_table, _) in zip(batch, read, mapped, strict=True):
             if not np.array_equal(table, mapped_table):
                 raise RedcaneError(f"{circuit.label}: Yosys' mapped netlist does not multiply as its Verilog does")
         return [Extracted(*accepted, transistors) for accepted, (_, transistors) in zip(read, mapped, strict=True)]
@@ -182,12 +187,15 @@ def _each(batch: Sequence[Circuit], folder: Path, scripts: Iterable[str],
     return results
 
 
-def _accept(written: _Written, module: str | None) -> tuple[str, Ports, NDArray[np.uint16]]:
+def _accept(written: _Written, module: str | None) -> tuple[str, Ports, NDArray[np.uint16], tuple[str, ...]]:
+    modules = written("modules")["modules"]
     if module is None:
-        _check_one_top(written("modules"))
+        _check_one_top(modules)
     name, netlist = _only_module(written("gates"))
+    if not _MODULE_NAME.fullmatch(name):
+        raise RedcaneError(f"`{name[:80]}` is not a plain module name: use letters, digits and _")
     table = product_table(netlist)
-    return name, multiplier_ports(netlist), table
+    return name, multiplier_ports(netlist), table, tuple(other for other in modules if other != name)
 
 
 def _count(written: _Written) -> tuple[NDArray[np.uint16], int]:
@@ -198,9 +206,8 @@ def _count(written: _Written) -> tuple[NDArray[np.uint16], int]:
 
 def _check_one_top(modules: dict[str, Any]) -> None:
     """Refuse a file in which more than one module is instantiated by no other."""
-    names = list(modules.get("modules", {}))
-    used = {cell["type"] for module in modules["modules"].values() for cell in module["cells"].values()}
-    tops = [name for name in names if name not in used]
+    used = {cell["type"] for module in modules.values() for cell in module["cells"].values()}
+    tops = [name for name in modules if name not in used]
     if len(tops) > 1:
         raise RedcaneError(f"several modules could be the multiplier ({', '.join(tops[:6])}): keep one in the file")
 
@@ -220,7 +227,7 @@ def cache_folder() -> Path:
 
 
 def _cache_file(circuit: Circuit) -> Path:
-    key = json.dumps([yosys_version(), _READ, _COUNT, TRANSISTOR_FLOW, circuit.module, circuit.verilog])
+    key = json.dumps([2, yosys_version(), _READ, _COUNT, TRANSISTOR_FLOW, circuit.module, circuit.verilog])
     return cache_folder() / "multipliers" / f"{digest(key.encode())}.npz"
 
 
@@ -232,10 +239,10 @@ def _cached(circuit: Circuit) -> Extracted | None:
             return None
         with np.load(content, allow_pickle=False) as arrays:
             table, names, transistors = arrays["table"], arrays["names"], arrays["transistors"]
-        if table.shape != (256, 256) or table.dtype != np.uint16 or names.shape != (4,) or names.dtype.kind != "U":
+        if table.shape != (256, 256) or table.dtype != np.uint16 or names.ndim != 1 or names.dtype.kind != "U":
             return None
-        module, *ports = (str(name) for name in names)
-        return Extracted(module, Ports(*ports), table, int(transistors))
+        module, a, b, out, *helpers = (str(name) for name in names)
+        return Extracted(module, Ports(a, b, out), table, tuple(helpers), int(transistors))
     except (RedcaneError, OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -243,6 +250,6 @@ def _cached(circuit: Circuit) -> Extracted | None:
 def _store(circuit: Circuit, extracted: Extracted) -> None:
     content = io.BytesIO()
     np.savez(content, table=extracted.table, transistors=extracted.transistors,
-             names=np.array([extracted.module, *extracted.ports], dtype=np.str_))
+             names=np.array([extracted.module, *extracted.ports, *extracted.helpers], dtype=np.str_))
     with suppress(OSError):  # an unwritable cache costs time, nothing else
         write_atomic(_cache_file(circuit), content.getvalue())
