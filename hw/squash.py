@@ -135,7 +135,7 @@ class SquashUnit(wiring.Component):
                 with m.Elif(last):
                     m.next = "LOOK UP"
             # Two cycles after the last word n is not complete yet, but the gain will be there when SCALE's data are.
-            with m.State("LOOK UP"), m.If(tags[2].valid & tags[2].last):
+            with m.State("LOOK UP"), m.If(tags[2].valid & tags[2].last & ~tags[2].scale):
                 m.next = "SCALE"
             with m.State("SCALE"):
                 m.d.comb += [issue.valid.eq(1), issue.scale.eq(1)]

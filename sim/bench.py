@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
+from numpy.typing import NDArray
 
 from sim.runner import INPUTS, OUTPUTS
 
@@ -36,3 +38,65 @@ async def begin(dut: Any, **values: int) -> None:
     await FallingEdge(dut.clk)
     dut.rst.value = 0
     await FallingEdge(dut.clk)
+
+
+def code_bytes(codes: NDArray[np.integer], is_signed: bool) -> bytes:
+    """Codes as the hardware's bytes: sign and magnitude, or as they are."""
+    wide = np.asarray(codes, np.int64)
+    return np.where(is_signed & (wide < 0), -wide | 0x80, wide).astype(np.uint8).tobytes()
+
+
+async def fill(dut: Any, lanes: int, content: bytes) -> None:
+    """Write the whole memory of a `sim.harness.Harness`."""
+    dut.host.value, dut.host_write.value = 1, 1
+    for address in range(0, len(content), lanes):
+        dut.host_address.value = address
+        dut.host_in.value = int.from_bytes(content[address : address + lanes], "little")
+        await FallingEdge(dut.clk)
+    dut.host.value, dut.host_write.value = 0, 0
+
+
+async def dump(dut: Any, lanes: int, size: int) -> bytes:
+    """Read the whole memory of a `sim.harness.Harness`."""
+    content = b""
+    dut.host.value = 1
+    for address in range(0, size, lanes):
+        dut.host_address.value = address
+        await FallingEdge(dut.clk)
+        content += dut.host_data.value.to_unsigned().to_bytes(lanes, "little")
+    dut.host.value = 0
+    return content
+
+
+async def check_memory(dut: Any, lanes: int, wanted: bytes | bytearray, case: str) -> None:
+    """Compare the whole memory: the result is there, and nothing else was touched."""
+    got = await dump(dut, lanes, len(wanted))
+    wrong = [address for address in range(len(wanted)) if got[address] != wanted[address]]
+    if wrong:
+        at = wrong[0]
+        raise AssertionError(
+            f"{case}: {len(wrong)} bytes are wrong, the first at {at}: {got[at]:#04x}, not {wanted[at]:#04x}"
+        )
+
+
+async def load_tables(dut: Any, tables: NDArray[np.integer]) -> None:
+    """Write all pages (pages, entries) of a unit's table."""
+    dut.table_write_enable.value = 1
+    for address, entry in enumerate(tables.ravel().tolist()):
+        dut.table_write_address.value, dut.table_write_data.value = address, entry
+        await FallingEdge(dut.clk)
+    dut.table_write_enable.value = 0
+
+
+async def work(dut: Any, limit: int, **configuration: int) -> int:
+    """Configure and start a unit; the cycles from `start` to `done`. Fails after `limit`."""
+    for name, value in configuration.items():
+        getattr(dut, name).value = value
+    dut.start.value = 1
+    for cycles in range(limit):
+        await FallingEdge(dut.clk)
+        dut.start.value = 0
+        if dut.done.value == 1:
+            await FallingEdge(dut.clk)
+            return cycles + 1
+    raise AssertionError(f"the unit is not done after {limit} cycles: {configuration}")

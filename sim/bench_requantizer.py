@@ -11,14 +11,9 @@ import numpy as np
 from cocotb.triggers import FallingEdge
 
 from model.qnetwork import Requantizer
-from sim.bench import begin, inputs, report
+from sim.bench import begin, code_bytes, inputs, report
 
 LATENCY = 3
-
-
-def code_bytes(codes: np.ndarray, signed_out: bool) -> list[int]:
-    """Codes as the hardware's bytes."""
-    return [int(-q | 0x80) if signed_out and q < 0 else int(q) & 0xFF for q in codes.tolist()]
 
 
 def ties(requantizer: Requantizer) -> list[int]:

@@ -186,5 +186,5 @@ def _check(results: Path, log: Path, bench: str) -> None:
         raise BenchFailed(f"{bench}: holds no test")
     for case in cases:
         for fault in (*case.findall("failure"), *case.findall("error")):
-            message = fault.get("message") or fault.get("error_msg") or (fault.text or "").strip() or "no message"
+            message = (fault.get("message") or "no message").strip().splitlines()[0]
             raise BenchFailed(f"{bench}: {case.get('name')}: {message}")
