@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flip_gate import flip_gate
 
 from model.errors import RedcaneError
 from model.multipliers import netlist
+from model.multipliers.library import EMBEDDED
 from model.multipliers.netlist import Circuit, extract_many, extract_table
 
 A, B = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
@@ -119,6 +121,14 @@ def test_a_module_can_be_named() -> None:
         extract_table(GOOD["behavioural"][0], module="m; shell ls")
 
 
+def test_one_flipped_gate_changes_the_table() -> None:
+    component = (EMBEDDED / "mul8u_trunc_5.v").read_text()
+    flipped = flip_gate(component, index=3)
+    assert sum(x != y for x, y in zip(component, flipped, strict=True)) == 1
+    before, after = extract_many([Circuit("before", component), Circuit("after", flipped)])
+    assert 0 < np.count_nonzero(before.table != after.table) < 65536
+
+
 def test_files_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "m.v"
     with pytest.raises(RedcaneError, match="no such file"):
@@ -127,6 +137,8 @@ def test_files_are_checked(tmp_path: Path) -> None:
     with pytest.raises(RedcaneError, match="not UTF-8"):
         extract_table(path)
     path.write_text(GOOD["behavioural"][0])
+    np.testing.assert_array_equal(extract_table(path).table, EXACT)
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD["behavioural"][0].replace(";", ";\r\n").encode())
     np.testing.assert_array_equal(extract_table(path).table, EXACT)
 
 

@@ -95,7 +95,7 @@ def extract_table(verilog: Path | str, module: str | None = None) -> Extracted:
 def read_verilog(path: Path) -> str:
     """The text of a Verilog file of at most 1 MiB; RedcaneError where it is missing, larger, or not UTF-8."""
     try:
-        return read_bounded(path, MOST_VERILOG_BYTES).decode("utf-8")
+        return read_bounded(path, MOST_VERILOG_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RedcaneError(f"{path}: not UTF-8 text (byte {error.start}): save the Verilog as UTF-8") from None
 
