@@ -357,7 +357,7 @@ class Compiler:
                     "zero_point": unit.out.zero_point,
                     "lo": unit.out.lo,
                     "hi": unit.out.hi,
-                    "out_signed": int(unit.out.kind == "signed"),
+                    "signed_out": int(unit.out.kind == "signed"),
                 },
             )
         )
@@ -466,7 +466,7 @@ def _requantize(unit: Requantizer, out: Coding) -> dict[str, int]:
         "zero_point": unit.zero_point,
         "lo": unit.lo,
         "hi": unit.hi,
-        "out_signed": int(out.kind == "signed"),
+        "signed_out": int(out.kind == "signed"),
     }
 
 

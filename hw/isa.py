@@ -28,7 +28,7 @@ class Opcode(enum.IntEnum):
 
 
 REQUANTIZE = data.StructLayout(
-    {"multiplier": 16, "shift": 6, "zero_point": 8, "lo": signed(9), "hi": signed(9), "out_signed": 1}
+    {"multiplier": 16, "shift": 6, "zero_point": 8, "lo": signed(9), "hi": signed(9), "signed_out": 1}
 )
 
 # One loop nest of sums: for group, block (of columns), segment and chunk (of the sum), row and col (of output pixels).
@@ -88,11 +88,11 @@ SQUASH = data.StructLayout(
         "count": COUNT,
         "source": ADDRESS,
         "destination": ADDRESS,
-        "shift": 6,
+        "shift": 4,
         "zero_point": 8,
         "lo": signed(9),
         "hi": signed(9),
-        "out_signed": 1,
+        "signed_out": 1,
     }
 )
 

@@ -204,7 +204,7 @@ class MatmulEngine(wiring.Component):
                 unit.zero_point.eq(config.requantize.zero_point),
                 unit.lo.eq(config.requantize.lo),
                 unit.hi.eq(config.requantize.hi),
-                unit.signed_out.eq(config.requantize.out_signed),
+                unit.signed_out.eq(config.requantize.signed_out),
                 self.write_data[column].eq(unit.byte),
             ]
         m.d.comb += [

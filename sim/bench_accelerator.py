@@ -12,7 +12,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, SimTimeoutError, with_timeout
 from cocotbext.axi import AxiStreamBus, AxiStreamFrame, AxiStreamSink, AxiStreamSource
 
-from sim.bench import inputs, write_results
+from sim.bench import inputs, report
 
 CLOCK_NS = 10
 
@@ -40,9 +40,9 @@ async def images(dut: Any) -> None:
     await ClockCycles(dut.clk, 4)
     dut.rst.value = 0
 
-    frames: list[list[int]] = []
+    frames: list[bytes] = []
     for transfer, expected in zip(transfers, job["frames"], strict=True):
-        await source.send(AxiStreamFrame(transfer.tolist()))
+        await source.send(AxiStreamFrame(transfer.astype("<u4").tobytes()))
         for _ in range(expected):
             try:
                 frame = await with_timeout(sink.recv(), job["timeout_cycles"] * CLOCK_NS, "ns")
@@ -50,7 +50,8 @@ async def images(dut: Any) -> None:
                 raise AssertionError(
                     f"the accelerator sent nothing for {job['timeout_cycles']} cycles after {len(frames)} packets"
                 ) from None
-            frames.append([int(beat) for beat in frame.tdata])
+            frames.append(bytes(frame.tdata))
     await source.wait()
-    np.savez(job["received"], beats=np.array([b for f in frames for b in f], np.uint32), lengths=np.array([len(f) for f in frames]))
-    write_results({"frames": len(frames)})
+    beats = np.frombuffer(b"".join(frames), "<u4")
+    np.savez(job["received"], beats=beats, lengths=np.array([len(frame) // 4 for frame in frames]))
+    report({"frames": len(frames)})

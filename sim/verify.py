@@ -110,7 +110,7 @@ def verify(
         "values_compared": board.compared,
         "mismatches": board.mismatches,
         "first_mismatch": board.first,
-        "accuracy": {"reference": reference_hits / len(images), "rtl": rtl_hits / len(images)},
+        "accuracy": {"reference": float(reference_hits / len(images)), "rtl": float(rtl_hits / len(images))},
         "cycles_per_image": {"mean": float(np.mean(cycles)), "min": min(cycles), "max": max(cycles)},
         "pe_utilisation": busy / (sum(cycles) * p.rows * p.columns),
         "counters_first_image": counters[0],

@@ -1,0 +1,100 @@
+"""Random networks through the whole accelerator under Verilator: equal to the reference at every boundary, and not when a gate is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from hw.generate import generate
+from model.errors import RedcaneError
+from model.qnetwork import QNetwork
+from sim.verify import verify
+from tests.random_networks import image_codes, networks
+
+# Verilog and table of three "multipliers", two of which are nothing of the kind: they do not commute, and T[0, 0] is not zero.
+EXPRESSIONS = {"exact": "A * B", "wild": "(A * B) ^ {B, A} ^ 16'h5a5a", "wilder": "~{A, B ^ A}"}
+A, B = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
+TABLES = {
+    "exact": (A * B).astype(np.uint16),
+    "wild": (A * B ^ (B << 8 | A) ^ 0x5A5A).astype(np.uint16),
+    "wilder": (0xFFFF ^ (A << 8 | B ^ A)).astype(np.uint16),
+}
+
+
+def component(name: str) -> SimpleNamespace:
+    verilog = f"""module mul_{name} (input [7:0] A, input [7:0] B, output [15:0] O);
+  wire [15:0] wide_a = {{8'd0, A}};
+  assign O = {EXPRESSIONS[name].replace("A * B", "wide_a * B")};
+endmodule
+"""
+    return SimpleNamespace(name=name, module=f"mul_{name}", verilog=verilog, ports=("A", "B", "O"))
+
+
+COMPONENTS = {name: component(name) for name in EXPRESSIONS}
+
+
+def with_verilog_tables(network: QNetwork) -> QNetwork:
+    return dataclasses.replace(network, tables={name: TABLES[name] for name in network.tables})
+
+
+def check(network: QNetwork, seed: int, rows: int, columns: int, folder: Path) -> dict:
+    generate(network, COMPONENTS, folder, rows, columns)
+    images = image_codes(np.random.default_rng(seed), network, 3)
+    return verify(network, folder, images, np.zeros(3, np.int64), seed=seed, back_pressure=0.4)
+
+
+def equal_to_the_reference(network: QNetwork, seed: int, shape: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    network = with_verilog_tables(network)
+    result = check(network, seed, *shape, tmp_path_factory.mktemp("rtl"))
+    assert result["first_mismatch"] is None
+    assert result["mismatches"] == 0
+    assert result["values_compared"] > 3 * np.prod(network.image)
+    assert 0 < result["pe_utilisation"] < 1
+    assert result["accuracy"]["rtl"] == result["accuracy"]["reference"]
+
+
+seeds = st.integers(0, 2**16)
+shapes = st.sampled_from([(4, 4), (8, 4), (4, 8), (8, 8)])
+slowly = {"deadline": None, "derandomize": True, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=2, **slowly)
+@given(networks(), seeds, shapes)
+def test_random_networks(tmp_path_factory, network: QNetwork, seed: int, shape: tuple[int, int]) -> None:
+    equal_to_the_reference(network, seed, shape, tmp_path_factory)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, **slowly)
+@given(networks(), seeds, shapes)
+def test_many_random_networks(tmp_path_factory, network: QNetwork, seed: int, shape: tuple[int, int]) -> None:
+    equal_to_the_reference(network, seed, shape, tmp_path_factory)
+
+
+@settings(max_examples=1, **slowly)
+@given(networks())
+def test_a_wrong_gate_and_wrong_files_are_found(tmp_path_factory, network: QNetwork) -> None:
+    network = with_verilog_tables(network)
+    folder = tmp_path_factory.mktemp("rtl")
+    generate(network, COMPONENTS, folder)
+    used = network.layers[0].conv.mac.component
+    path = folder / f"mul_{used}.v"
+    path.write_text(path.read_text().replace("assign O = ", "assign O = 16'h8000 ^ "))
+    images = image_codes(np.random.default_rng(1), network, 1)
+    first = verify(network, folder, images, np.zeros(1, np.int64))["first_mismatch"]
+    assert first["boundary"] == "conv1.mac"
+    assert first["expected"] != first["got"]
+    assert len(first["index"]) == 3
+
+    (folder / "program.hex").write_text("not a number\n")
+    with pytest.raises(RedcaneError, match="program.hex"):
+        verify(network, folder, images, np.zeros(1, np.int64))
+    (folder / "accelerator.json").write_text("{}")
+    with pytest.raises(RedcaneError, match="generate it again"):
+        verify(network, folder, images, np.zeros(1, np.int64))
