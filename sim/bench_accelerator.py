@@ -51,6 +51,9 @@ async def images(dut: Any) -> None:
                     f"the accelerator sent nothing for {job['timeout_cycles']} cycles after {len(frames)} packets"
                 ) from None
             frames.append(bytes(frame.tdata))
+        if expected:
+            with open(job["done"], "ab") as done:  # one byte a run
+                done.write(b".")
     await source.wait()
     beats = np.frombuffer(b"".join(frames), "<u4")
     np.savez(job["received"], beats=beats, lengths=np.array([len(frame) // 4 for frame in frames]))

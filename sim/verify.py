@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ def verify(
     """Run image codes (N, H, W, C) through the Verilog in `rtl` and compare every boundary with the reference.
 
     Each image is computed twice: with every boundary emitted, and as in use, for its class and its cycles. `back_pressure` is the share of
-    time that both streams hold back (seeded). `progress` is told the number of images that are done. Returns the content of
+    time that both streams hold back (seeded). `progress` is told the number of images done, now and then. Returns the content of
     verify.json (docs/artefacts.md): counts, the first mismatch or null, accuracies, cycles an image, utilisation.
 
     Raises RedcaneError for damaged files or a missing tool, sim.runner.BenchFailed when the accelerator does not answer.
@@ -78,11 +80,13 @@ def verify(
             beats.append(np.array([beat for packet in packets for beat in packet.beats()], np.uint32))
             expected.append(2 + traced * (len(program.emissions) - 1))
     with tempfile.TemporaryDirectory(prefix="redcane-verify-") as scratch:
-        files = {"beats": str(Path(scratch, "beats.npy")), "received": str(Path(scratch, "received.npz"))}
+        files = {"beats": str(Path(scratch, "beats.npy")), "received": str(Path(scratch, "received.npz")),
+                 "done": str(Path(scratch, "done"))}  # fmt: skip
         np.save(files["beats"], np.concatenate(beats))
         job = {**files, "cuts": cuts, "frames": expected, "seed": seed, "back_pressure": back_pressure,
                "timeout_cycles": 20 * _upper_cycles(program, len(setup))}  # fmt: skip
-        simulate(sources, TOP, "sim.bench_accelerator", job, seed, isolate_modules=["pe", *modules])
+        with _watching(Path(files["done"]), progress):
+            simulate(sources, TOP, "sim.bench_accelerator", job, seed, isolate_modules=["pe", *modules])
         with np.load(files["received"], allow_pickle=False) as received:
             frames = np.split(received["beats"], np.cumsum(received["lengths"])[:-1])
 
@@ -99,7 +103,6 @@ def verify(
         counters.append(board.counters)
         reference_hits += int(trace["class"]) == label
         rtl_hits += board.answer == label
-        progress(number + 1)
     p = program.parameters
     cycles = [c["cycles"] - c["output_stalls"] for c in counters]
     busy = sum(c["busy_pe_cycles"] for c in counters)
@@ -118,6 +121,25 @@ def verify(
         "multipliers": [kind.component for kind in p.kinds],
         "array": [p.rows, p.columns],
     }
+
+
+@contextmanager
+def _watching(done: Path, progress: Callable[[int], None]) -> Iterator[None]:
+    """Tell `progress` how many runs the bench has put into the file `done`, halved: an image is run twice."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.3):
+            if done.exists():
+                progress(done.stat().st_size // 2)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 class Scoreboard:
