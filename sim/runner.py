@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,7 +22,7 @@ from xml.etree import ElementTree
 from platformdirs import user_cache_dir
 
 from model.errors import RedcaneError
-from model.files import digest, replace_folder
+from model.files import digest
 
 INPUTS = "REDCANE_BENCH_INPUTS"  # environment variables that name the bench's files
 OUTPUTS = "REDCANE_BENCH_OUTPUTS"
@@ -109,7 +110,7 @@ def _build(
     if (build / top).exists():
         return build
 
-    with replace_folder(build) as folder:
+    with _once(build) as folder:
         (folder / "top.vlt").write_text(control)
         if runtime.is_dir():  # Verilator's own sources, most of a small build's time
             later = time.time() + 600  # than the make file that Verilator will write, on which make has them depend
@@ -128,10 +129,26 @@ def _build(
             reason = error[0] if error else (text.strip().splitlines() or ["no message"])[-1]
             raise RedcaneError(f"{top}: the Verilog does not compile for simulation: {reason}")
         if not runtime.is_dir():
-            with replace_folder(runtime) as store:
+            with _once(runtime) as store:
                 for compiled in folder.glob("verilated*.o"):
                     shutil.copy(compiled, store)
+        for file in folder.iterdir():
+            if file.name not in (top, log.name):
+                file.unlink()
     return build
+
+
+@contextmanager
+def _once(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` when that went well; the first one stays, as it may be in use."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=".unfinished-"))
+    try:
+        yield folder
+        with suppress(OSError):  # a folder that is not empty is not replaced
+            folder.rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _verilator() -> Path:
