@@ -1,0 +1,131 @@
+"""What an operation's multipliers really see: whole sums of operand pairs, sampled while real images are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.emulation import Emulator, code_values, term_table
+from model.qnetwork import Product, QClassCaps, QConv, Table, terms
+
+SUMS = 2**14  # sums sampled of each operation: their mean error is then known to 1/128 of its deviation
+PAIRS = 2**21  # and at most so many operand pairs, which for long sums is less
+
+Pairs = NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """S sampled sums of one operation, of K terms each, and how large its outputs get."""
+
+    product: Product
+    pairs: Pairs  # (S, K): byte of A * 256 + byte of B
+    spans: NDArray[np.float64]  # (S,): R(X) = max - min of the output tensor that the sum is from, in accumulator units
+
+    def error(self, exact: Table, table: Table) -> NDArray[np.float64]:
+        """(P - P') / R of every sum (S,): P by the `exact` table, P' by `table`. The sign is the paper's (Table IV)."""
+        difference = term_table(self.product, exact).astype(np.int64) - term_table(self.product, table)
+        return difference.reshape(-1)[self.pairs].sum(axis=1) / self.spans
+
+    def port_histogram(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How often the multiplier's ports see each pair of values [a, b], 256 x 256 counts each: of the products
+        that are added, and of those that are subtracted (sign-magnitude, operands of unlike signs).
+        """
+        counts = np.bincount(self.pairs.reshape(-1), minlength=65536).reshape(256, 256)
+        a, b = code_values(self.product.a), code_values(self.product.b)
+        align = self.product.align
+        port_a = np.abs(a) << (align if self.product.a.kind == "signed" else 0)
+        port_b = np.abs(b) << (align if self.product.b.kind == "signed" else 0)
+        subtracted = (a[:, None] < 0) != (b[None, :] < 0)
+        histograms = []
+        for chosen in (~subtracted, subtracted):
+            histogram = np.zeros((256, 256), np.int64)
+            np.add.at(histogram, (port_a[:, None], port_b[None, :]), np.where(chosen, counts, 0))
+            histograms.append(histogram)
+        return histograms[0], histograms[1]
+
+
+def capture(
+    emulator: Emulator, images: NDArray[np.int16], sums: int = SUMS, pairs: int = PAIRS, seed: int = 0
+) -> dict[str, Capture]:
+    """Sample every product operation's sums, by "layer.operation", while the network runs on image codes (N, H, W, C).
+
+    Up to `sums` sums and `pairs` operand pairs of each operation are drawn at random, evenly over the routing
+    iterations. R(X) is the range of the operation's output over all the images, of each iteration its own: the tensor
+    that the noise of model/noise.py is relative to. For the agreement that is the updated logits. Keeps the boundaries
+    of all the images in memory.
+    """
+    lows: dict[tuple[str, int], float] = {}
+    highs: dict[tuple[str, int], float] = {}
+
+    def observe(key: str, iteration: int, accumulators: Tensor) -> None:
+        place, (low, high) = (key, iteration), accumulators.aminmax()
+        lows[place] = min(lows.get(place, np.inf), float(low))
+        highs[place] = max(highs.get(place, -np.inf), float(high))
+
+    trace = {name: tensor.cpu().numpy() for name, tensor in emulator.run(images, observe).items()}
+    rng = np.random.default_rng(seed)
+    captures: dict[str, Capture] = {}
+    x = trace["input"]
+    for layer in emulator.network.layers:
+        for name, product in layer.products().items():
+            key = f"{layer.name}.{name}"
+            iterations = sorted(iteration for found, iteration in lows if found == key)
+            if not iterations:  # one routing iteration only: there is no agreement
+                continue
+            parts, spans = [], []
+            for t in iterations:
+                count = max(1, min(sums, pairs // terms(layer, name)) // len(iterations))
+                if isinstance(layer, QClassCaps):
+                    parts.append(_routing_pairs(layer, name, t, trace, x, count, rng))
+                else:
+                    parts.append(_convolution_pairs(layer.conv, x, trace[key], count, rng))
+                span = highs[key, t] - lows[key, t]
+                if name == "agreement":
+                    unit = product.requantizer.multiplier / 2.0**product.requantizer.shift
+                    span = float(np.ptp(trace[f"{key}.{t}"])) / unit
+                spans.append(np.full(len(parts[-1]), max(span, 1.0)))
+            captures[key] = Capture(product, np.concatenate(parts), np.concatenate(spans))
+        x = trace.get(f"{layer.name}.squash", trace.get(f"{layer.name}.mac", x))
+    return captures
+
+
+def _pairs(a: NDArray[np.int16], b: NDArray[np.int16]) -> Pairs:
+    """Operand codes (S, ...) as pairs (S, K)."""
+    joint = (a.astype(np.uint16) & 255) * 256 + (b.astype(np.uint16) & 255)
+    return joint.astype(np.uint16).reshape(len(joint), -1)
+
+
+def _convolution_pairs(
+    conv: QConv, x: NDArray[np.int16], out: NDArray[np.int16], count: int, rng: np.random.Generator
+) -> Pairs:
+    """Random sums of a convolution of codes x (N, H, W, C) whose output codes are `out` (N, H', W', Cout)."""
+    border = (conv.padding, conv.padding)
+    x = np.pad(x, ((0, 0), border, border, (0, 0)), constant_values=conv.mac.a.zero_point)
+    _, kh, kw, _ = conv.weights.shape
+    n, y, column, channel = (rng.integers(0, size, count) for size in out.shape)
+    rows = (y * conv.stride)[:, None, None] + np.arange(kh)[:, None]
+    columns = (column * conv.stride)[:, None, None] + np.arange(kw)
+    return _pairs(x[n[:, None, None], rows, columns], conv.weights[channel])
+
+
+def _routing_pairs(
+    layer: QClassCaps,
+    name: str,
+    t: int,
+    trace: dict[str, NDArray],
+    u: NDArray[np.int16],
+    count: int,
+    rng: np.random.Generator,
+) -> Pairs:
+    """Random sums of the votes of capsules u (N, I, Din), or of a routing operation in iteration t."""
+    votes = trace[f"{layer.name}.votes"]
+    n, i, j, d = (rng.integers(0, size, count) for size in votes.shape)
+    if name == "votes":
+        return _pairs(u[n, i], layer.weights[i, :, j, d])
+    if name == "weighted_sum":
+        return _pairs(trace[f"{layer.name}.softmax.{t}"][n, j], votes[n, :, j, d])
+    return _pairs(trace[f"{layer.name}.squash.{t}"][n, j], votes[n, i, j])

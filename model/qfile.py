@@ -1,0 +1,257 @@
+"""The quantised network as files, `qmodel/`: network.json with all constants, tensors.safetensors with the arrays.
+
+Reading trusts nothing: sizes are bounded, every key, type, shape, code and constant is checked against
+docs/numerics.md, and no pickle is involved. Loads without torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+
+from model.errors import RedcaneError
+from model.files import read_bounded, replace_folder
+from model.qnetwork import (
+    EXP_ENTRIES,
+    MAX_CAPSULE_DIM,
+    MAX_CLASSES,
+    SQUASH_ENTRIES,
+    Coding,
+    Product,
+    QClassCaps,
+    QConv,
+    QConvLayer,
+    QNetwork,
+    QPrimaryCaps,
+    Requantizer,
+    Squash,
+)
+
+SCHEMA = 1
+JSON_LIMIT, TENSORS_LIMIT = 2**20, 2**30  # bytes
+
+Tensors = dict[str, NDArray]
+Size = Annotated[int, Field(ge=1, le=2**16)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+Component = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class _Strict(BaseModel):
+    """Unknown keys and wrong types are errors, also in the dataclasses within."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Squash(_Strict):
+    shift: Annotated[int, Field(ge=1, le=15)]
+    out: Coding
+
+
+class _Conv(_Strict):
+    kind: Literal["conv"] = "conv"
+    name: Name
+    stride: Size
+    padding: Annotated[int, Field(ge=0, le=2**10)]
+    mac: Product
+
+
+class _Primary(_Strict):
+    kind: Literal["primary"] = "primary"
+    name: Name
+    stride: Size
+    padding: Annotated[int, Field(ge=0, le=2**10)]
+    mac: Product
+    capsule_dim: Annotated[int, Field(ge=1, le=MAX_CAPSULE_DIM)]
+    squash: _Squash
+
+
+class _ClassCaps(_Strict):
+    kind: Literal["classcaps"] = "classcaps"
+    name: Name
+    votes: Product
+    weighted_sum: Product
+    agreement: Product
+    squash: _Squash
+    iterations: Annotated[int, Field(ge=1, le=64)]
+
+
+class _Network(_Strict):
+    version: Literal[1] = Field(alias="schema")
+    image: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    input: Coding
+    layers: Annotated[list[Annotated[_Conv | _Primary | _ClassCaps, Field(discriminator="kind")]], Field(min_length=1)]
+    components: list[Component]
+
+
+def save(network: QNetwork, folder: Path) -> None:
+    """Write the network into a folder, which is replaced as a whole."""
+    tensors: Tensors = {f"tables.{name}": table for name, table in network.tables.items()}
+    layers: list[dict[str, Any]] = []
+    for layer in network.layers:
+        record: dict[str, Any] = {"name": layer.name}
+        record |= {name: asdict(product) for name, product in layer.products().items()}
+        if isinstance(layer, QClassCaps):
+            record |= {"kind": "classcaps", "iterations": layer.iterations}
+            tensors |= {f"{layer.name}.weights": layer.weights, f"{layer.name}.exp": layer.exp_table}
+        else:
+            record |= {"kind": "conv", "stride": layer.conv.stride, "padding": layer.conv.padding}
+            tensors |= {f"{layer.name}.weights": layer.conv.weights, f"{layer.name}.bias": layer.conv.bias}
+        if isinstance(layer, QPrimaryCaps):
+            record |= {"kind": "primary", "capsule_dim": layer.capsule_dim}
+        if not isinstance(layer, QConvLayer):
+            record["squash"] = {"shift": layer.squash.shift, "out": asdict(layer.squash.out)}
+            tensors[f"{layer.name}.squash"] = layer.squash.table
+        layers.append(record)
+    record = {
+        "schema": SCHEMA,
+        "image": list(network.image),
+        "input": asdict(network.input),
+        "layers": layers,
+        "components": sorted(network.tables),
+    }
+    with replace_folder(folder) as new:
+        (new / "network.json").write_text(json.dumps(record, indent=1) + "\n")
+        (new / "tensors.safetensors").write_bytes(
+            safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+        )
+
+
+def load(folder: Path) -> QNetwork:
+    """The network that `save` wrote. Raises RedcaneError for whatever it could not have written."""
+    path = folder / "network.json"
+    try:
+        record = _Network.model_validate_json(read_bounded(path, JSON_LIMIT))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise RedcaneError(f"{path}: {where}: {first['msg']}; quantise the network again") from None
+    tensors_path = folder / "tensors.safetensors"
+    content = read_bounded(tensors_path, TENSORS_LIMIT)
+    try:
+        tensors = safetensors.numpy.load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise RedcaneError(f"{tensors_path}: not a whole safetensors file ({error}); quantise again") from None
+    try:
+        return _assemble(record, tensors)
+    except RedcaneError as error:
+        raise RedcaneError(f"{folder}: {error}; quantise the network again") from None
+
+
+def _assemble(record: _Network, tensors: Tensors) -> QNetwork:
+    """Put the network together, following the shapes and codings from the image to the classes."""
+    left = dict(tensors)
+
+    def take(name: str, dtype: type, shape: tuple[int | None, ...]) -> NDArray:
+        tensor = left.pop(name, None)
+        if tensor is None:
+            raise RedcaneError(f"tensor {name} is missing")
+        same = len(tensor.shape) == len(shape) and all(w in (None, s) for s, w in zip(tensor.shape, shape, strict=True))
+        if tensor.dtype != dtype or not same or tensor.size == 0:
+            wanted = f"{dtype.__name__} {['any' if size is None else size for size in shape]}"
+            raise RedcaneError(f"tensor {name} is {tensor.dtype} {list(tensor.shape)} instead of {wanted}")
+        return tensor
+
+    def codes(name: str, coding: Coding, shape: tuple[int | None, ...]) -> NDArray[np.int16]:
+        tensor = take(name, np.int16, shape)
+        if tensor.min() < coding.lo or tensor.max() > coding.hi:
+            raise RedcaneError(f"tensor {name} holds values that are no {coding.kind} codes")
+        return tensor
+
+    def squash(name: str, raw: _Squash) -> Squash:
+        _check_coding(f"{name}.squash", raw.out)
+        return Squash(take(f"{name}.squash", np.uint16, (SQUASH_ENTRIES,)), raw.shift, raw.out)
+
+    tables = {name: take(f"tables.{name}", np.uint16, (256, 256)) for name in record.components}
+    _check_coding("input", record.input)
+    layers: list[QConvLayer | QPrimaryCaps | QClassCaps] = []
+    shape: tuple[int, ...] = tuple(record.image)  # (H, W, C), after the primary capsules (I, D)
+    coding = record.input
+    for raw in record.layers:
+        if raw.name in {layer.name for layer in layers}:
+            raise RedcaneError(f"there are two layers {raw.name}")
+        if isinstance(raw, _ClassCaps):
+            if len(shape) != 2 or raw is not record.layers[-1]:
+                raise RedcaneError(f"{raw.name}: class capsules come last, behind primary capsules")
+            unit = squash(raw.name, raw.squash)
+            _check_product(f"{raw.name}.votes", raw.votes, coding, raw.weighted_sum.b, tables)
+            _check_product(f"{raw.name}.weighted_sum", raw.weighted_sum, Coding("unsigned", 1 / 255), None, tables)
+            _check_product(f"{raw.name}.agreement", raw.agreement, unit.out, None, tables)
+            if raw.agreement.b != raw.votes.out:
+                raise RedcaneError(f"{raw.name}: agreement reads the votes in another coding than they have")
+            weights = codes(f"{raw.name}.weights", raw.votes.b, (*shape, None, None))
+            if weights.shape[2] > MAX_CLASSES or weights.shape[3] > MAX_CAPSULE_DIM:
+                raise RedcaneError(f"{raw.name}: more than {MAX_CLASSES} classes or {MAX_CAPSULE_DIM} dimensions")
+            exponentials = take(f"{raw.name}.exp", np.uint16, (EXP_ENTRIES,))
+            if exponentials.max() > 1023 or exponentials[0] != 1023:
+                raise RedcaneError(f"tensor {raw.name}.exp is no table of exponentials: 1023 first, none larger")
+            layers.append(QClassCaps(raw.name, weights, raw.votes, raw.weighted_sum, raw.agreement, exponentials, unit,
+                                     raw.iterations))  # fmt: skip
+            continue
+        if len(shape) != 3:
+            raise RedcaneError(f"{raw.name}: a convolution cannot follow capsules")
+        _check_product(f"{raw.name}.mac", raw.mac, coding, None, tables, relu=isinstance(raw, _Conv))
+        weights = codes(f"{raw.name}.weights", raw.mac.b, (None, None, None, shape[2]))
+        bias = take(f"{raw.name}.bias", np.int32, (len(weights),))
+        conv = QConv(weights, bias, raw.stride, raw.mac, raw.padding)
+        rows, columns = (
+            (size + 2 * raw.padding - kernel) // raw.stride + 1
+            for size, kernel in zip(shape, weights.shape[1:3], strict=False)
+        )
+        if rows < 1 or columns < 1:
+            raise RedcaneError(f"{raw.name}: an input of {shape[0]}x{shape[1]} is too small for its kernel")
+        shape, coding = (rows, columns, len(weights)), raw.mac.out
+        if isinstance(raw, _Conv):
+            layers.append(QConvLayer(raw.name, conv))
+            continue
+        if raw.mac.out.kind != "signed" or len(weights) % raw.capsule_dim:
+            raise RedcaneError(f"{raw.name}: squash takes signed codes, whole capsules of {raw.capsule_dim} channels")
+        layers.append(QPrimaryCaps(raw.name, conv, raw.capsule_dim, squash(raw.name, raw.squash)))
+        shape, coding = (rows * columns * len(weights) // raw.capsule_dim, raw.capsule_dim), raw.squash.out
+    if not isinstance(layers[-1], QClassCaps):
+        raise RedcaneError("the last layer should be class capsules")
+    if left:
+        raise RedcaneError(f"tensor {min(left)} belongs to nothing")
+    height, width, channels = record.image
+    network = QNetwork((height, width, channels), record.input, tuple(layers), tables)
+    network.check()
+    return network
+
+
+def _check_coding(where: str, coding: Coding) -> None:
+    if not (0 < coding.scale < 2**64 and 0 <= coding.zero_point <= 255):
+        raise RedcaneError(f"{where}: a scale of {coding.scale:g} or a zero point of {coding.zero_point} cannot be")
+    if coding.kind != "affine" and coding.zero_point:
+        raise RedcaneError(f"{where}: {coding.kind} codes have no zero point")
+
+
+def _check_product(
+    where: str, product: Product, a: Coding, out: Coding | None, tables: Tensors, relu: bool = False
+) -> None:
+    """One operation: `a` is the coding of what it reads, `out` that of what is read of it, if a multiplier does."""
+    for coding in (product.a, product.b, product.out):
+        _check_coding(where, coding)
+        allowed = ("unsigned", "affine") if product.format == "affine" else ("unsigned", "signed")
+        if coding is not product.out and coding.kind not in allowed:
+            raise RedcaneError(f"{where}: {coding.kind} operands do not go with the {product.format} format")
+    if product.a != a or (out is not None and product.out != out):
+        raise RedcaneError(f"{where}: its codings and those of its neighbours differ")
+    if out is None and not relu and product.out.kind != "signed":
+        raise RedcaneError(f"{where}: what no multiplier reads is signed, not {product.out.kind}")
+    if product.align not in (0, 1):
+        raise RedcaneError(f"{where}: align is {product.align} instead of 0 or 1")
+    if product.component not in tables:
+        raise RedcaneError(f"{where}: the table of {product.component} is not in the file")
+    unit = product.requantizer
+    lo = max(product.out.lo, product.out.zero_point) if relu else product.out.lo
+    if not (2**15 <= unit.multiplier < 2**16 and 1 <= unit.shift <= 47):
+        raise RedcaneError(f"{where}: a requantiser of {unit.multiplier} >> {unit.shift} is out of range")
+    if unit != Requantizer(unit.multiplier, unit.shift, product.out.zero_point, lo, product.out.hi):
+        raise RedcaneError(f"{where}: the requantiser's limits are not those of its output's coding")

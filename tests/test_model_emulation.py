@@ -1,0 +1,80 @@
+"""The emulation against the integer reference, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_networks import EXACT, SIGNED, image_codes, networks, wild_table
+
+from model import reference
+from model.emulation import Emulator, image_bytes, term_table
+from model.errors import RedcaneError
+from model.qnetwork import Coding, Product, QNetwork, Requantizer
+
+
+@given(networks(), st.integers(0, 2**32 - 1), st.integers(1, 3), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_every_boundary_equals_the_reference(network: QNetwork, seed: int, count: int, tiled: bool) -> None:
+    images = image_codes(np.random.default_rng(seed), network, count)
+    images[0] = 255  # saturates what can saturate
+    emulator = Emulator(network, memory=1 if tiled else 2**26)
+    trace = emulator.run(images)
+    for n, image in enumerate(images):
+        wanted = reference.run(network, image)
+        assert wanted.keys() == trace.keys()
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(trace[name][n].numpy(), value, err_msg=name)
+    np.testing.assert_array_equal(emulator.classify(images), trace["class"].numpy())
+
+
+byte = st.integers(0, 255)
+
+
+@given(st.sampled_from(("sign-magnitude", "affine")), st.integers(0, 1), byte, byte, st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_terms_equal_the_references_products(format: str, align: int, za: int, zb: int, unsigned: bool) -> None:
+    if format == "affine":
+        a, b = Coding("affine", 1.0, za), Coding("affine", 1.0, zb)
+    else:
+        a, b = Coding("unsigned", 1.0) if unsigned else SIGNED, SIGNED
+    product = Product(format, a, b, SIGNED, Requantizer(2**15, 1, 0, -127, 127), "wild", align)  # type: ignore[arg-type]  # drawn
+    table = wild_table(np.random.default_rng(za))
+    codes_a, codes_b = (np.arange(c.lo, c.hi + 1, dtype=np.int16) for c in (a, b))
+    wanted = reference.products(product, table, codes_a[:, None], codes_b[None, :])
+    np.testing.assert_array_equal(term_table(product, table)[np.ix_(codes_a & 255, codes_b & 255)], wanted)
+
+
+@given(networks())
+@settings(max_examples=10, deadline=None)
+def test_observers_see_the_accumulators(network: QNetwork) -> None:
+    images = image_codes(np.random.default_rng(1), network, 3)
+    seen: dict[tuple[str, int], list[torch.Tensor]] = {}
+    trace = Emulator(network, memory=image_bytes(network) * 2).run(
+        images, lambda key, iteration, acc: seen.setdefault((key, iteration), []).append(acc)
+    )
+    products = {key: product for key, product, _ in network.products()}
+    for (key, iteration), parts in seen.items():
+        assert [len(part) for part in parts] == [2, 1]  # two images fit the budget
+        accumulators = torch.cat(parts).numpy()
+        if not key.endswith("agreement"):
+            name = key if iteration == 0 else f"{key}.{iteration}"
+            np.testing.assert_array_equal(products[key].requantizer(accumulators), trace[name].numpy())
+    assert {key for key, _ in seen} >= products.keys() - {"classcaps.agreement"}
+
+
+@given(networks())
+@settings(max_examples=5, deadline=None)
+def test_bad_inputs(network: QNetwork) -> None:
+    emulator = Emulator(network)
+    height, width, channels = network.image
+    for shape in ((0, height, width, channels), (1, height + 1, width, channels), (height, width, channels)):
+        with pytest.raises(RedcaneError, match="images of"):
+            emulator.run(np.zeros(shape, np.int16))
+    tables = {name: EXACT.astype(np.int32) for name in network.tables}
+    with pytest.raises(RedcaneError, match="256 x 256 of uint16"):
+        Emulator(replace(network, tables=tables))  # type: ignore[arg-type]  # the wrong type is the test

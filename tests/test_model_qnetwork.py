@@ -1,0 +1,150 @@
+"""Codes, requantisers, squash and softmax tables, and the checks of a quantised network, in the page's own words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_networks import EXACT, networks
+
+from model.errors import RedcaneError
+from model.qnetwork import (
+    Coding,
+    QConvLayer,
+    QNetwork,
+    Requantizer,
+    Squash,
+    exp_table,
+    magnitudes,
+    squash_index,
+    squash_intervals,
+    terms,
+)
+
+kinds = st.sampled_from(("unsigned", "signed", "affine"))
+
+
+@given(kinds, st.floats(1e-6, 1e3), st.integers(0, 255), st.floats(-1e6, 1e6))
+def test_encode_rounds_to_nearest_and_saturates(kind: str, scale: float, zero: int, x: float) -> None:
+    coding = Coding(kind, scale, zero if kind == "affine" else 0)  # type: ignore[arg-type]  # drawn from the three
+    code = int(coding.encode(np.array([x]))[0])
+    assert code == min(max(floor(x / scale + 0.5) + coding.zero_point, coding.lo), coding.hi)
+    if coding.lo < code < coding.hi:
+        assert abs(coding.decode(np.array([code]))[0] - x) <= scale * 0.5000001 + abs(x) * 1e-12
+
+
+def test_zero_is_a_code() -> None:
+    for coding in (Coding("unsigned", 0.1), Coding("signed", 0.1), Coding("affine", 0.1, 77)):
+        assert coding.encode(np.zeros(1))[0] == coding.zero_point
+
+
+@given(st.floats(2.0**-47, 2.0**15 * 0.9999), st.integers(-(2**31) + 1, 2**31 - 1), st.integers(0, 255), kinds)
+def test_requantizer_is_its_formula(ratio: float, acc: int, zero: int, kind: str) -> None:
+    out = Coding(kind, 1.0, zero if kind == "affine" else 0)  # type: ignore[arg-type]  # drawn from the three
+    unit = Requantizer.for_scale(ratio, out)
+    assert 2**15 <= unit.multiplier < 2**16 and 1 <= unit.shift <= 47
+    if unit.shift < 47:
+        assert abs(unit.multiplier / 2**unit.shift / ratio - 1) <= 2.0**-16
+    wanted = floor(Fraction(acc) * Fraction(unit.multiplier, 2**unit.shift) + Fraction(1, 2)) + out.zero_point
+    assert unit(np.array([acc]))[0] == min(max(wanted, out.lo), out.hi)
+    assert Requantizer.for_scale(ratio, out, relu=True)(np.array([acc]))[0] >= out.zero_point
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, 2.0**15, float("inf"), float("nan")])
+def test_requantizer_out_of_range(ratio: float) -> None:
+    with pytest.raises(RedcaneError, match="requantisation"):
+        Requantizer.for_scale(ratio, Coding("signed", 1.0))
+
+
+def test_squash_index_for_every_sum_of_squares() -> None:
+    n = np.arange(2**20)
+    e = np.array([int(v).bit_length() - 1 for v in n])
+    wanted = np.where(n < 32, n, (e - 4) * 32 + ((n >> np.maximum(e - 5, 0)) & 31))
+    found = squash_index(n)
+    np.testing.assert_array_equal(found, wanted)
+    assert found.max() == 511 and (np.diff(found) >= 0).all()
+    low, high = squash_intervals()
+    assert ((low[found] <= n) & (n <= high[found])).all()
+
+
+@given(st.floats(2.0**-10, 0.2), st.integers(1, 64), st.integers(0, 2**32 - 1))
+@settings(max_examples=50)
+def test_squash_is_close_to_the_real_one(s_in: float, dim: int, seed: int) -> None:
+    """5 mantissa bits of |s|^2: the factor is within 1/64 of the real one; rounding v adds half a code."""
+    from model.reference import squash
+
+    out = Coding("signed", 1 / 127)
+    q = np.random.default_rng(seed).integers(-127, 128, (20, dim)).astype(np.int16)
+    x = s_in * q
+    norm = np.sqrt((x**2).sum(axis=1, keepdims=True))
+    unit = Squash.for_scales(s_in, out)
+    error = np.abs(squash(unit, q) - x * norm / (1 + norm**2) * 127)
+    # an entry of G is rounded by a half: up to |q| / 2 / 2^shift codes
+    assert (error <= 0.5 + np.abs(q) * (0.5 / 2**unit.shift) + 127 / 64).all()
+
+
+def test_squash_out_of_range() -> None:
+    with pytest.raises(RedcaneError, match="squash"):
+        Squash.for_scales(10.0, Coding("signed", 1e-6))
+
+
+def test_exp_table() -> None:
+    table = exp_table(0.05)
+    assert table.shape == (256,) and table[0] == 1023
+    assert all(abs(int(table[d]) - 1023 * np.exp(-0.05 * d)) <= 0.5 for d in range(256))
+
+
+@given(networks())
+@settings(max_examples=20, deadline=None)
+def test_bounds_hold_for_every_operand(network: QNetwork) -> None:
+    from model.reference import products
+
+    for _, product, _ in network.products():
+        table = network.tables[product.component]
+        a, b = (np.arange(c.lo, c.hi + 1, dtype=np.int16) for c in (product.a, product.b))
+        found = np.abs(products(product, table, a[:, None], b[None, :])).max()
+        assert product.term_bound(table) == found
+        assert magnitudes(product.a, 1).max() <= 255
+
+
+@given(networks())
+@settings(max_examples=5, deadline=None)
+def test_components_are_exchanged(network: QNetwork) -> None:
+    keys = [key for key, _, _ in network.products()]
+    assert keys == ["conv1.mac", "primary.mac", "classcaps.votes", "classcaps.weighted_sum", "classcaps.agreement"]
+    tables = {"x": EXACT, "y": EXACT // 2, "z": EXACT}
+    assignment = dict.fromkeys(keys, "x") | {"primary.mac": "y"}
+    changed = network.with_components(assignment, tables)
+    assert {key: p.component for key, p, _ in changed.products()} == assignment
+    assert sorted(changed.tables) == ["x", "y"]
+    wrong = (
+        ("no operation", assignment | {"primary.squash": "x"}),
+        ("has no multiplier", {"conv1.mac": "x"}),
+        ("unknown component", assignment | {"conv1.mac": "w"}),
+    )
+    for words, bad in wrong:
+        with pytest.raises(RedcaneError, match=words):
+            network.with_components(bad, tables)
+
+
+@given(networks())
+@settings(max_examples=5, deadline=None)
+def test_overflow_is_refused_at_the_bound(network: QNetwork) -> None:
+    layer = network.layers[0]
+    assert isinstance(layer, QConvLayer)
+    bound = terms(layer, "mac") * layer.conv.mac.term_bound(network.tables[layer.conv.mac.component])
+
+    def with_bias(bias: int) -> QNetwork:
+        conv = replace(layer.conv, bias=np.full_like(layer.conv.bias, bias))
+        return replace(network, layers=(replace(layer, conv=conv), *network.layers[1:]))
+
+    with_bias(2**31 - 1 - bound).check()
+    with_bias(-(2**31 - 1 - bound)).check()
+    for bias in (2**31 - bound, -(2**31 - bound)):
+        with pytest.raises(RedcaneError, match="overflow"):
+            with_bias(bias).check()

@@ -1,0 +1,160 @@
+"""Quantisation of small float networks: close to the float one, scales as the formats want, errors in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import reference
+from model.capsnet import CapsNet, CapsNetShape
+from model.capsules import lengths
+from model.emulation import Emulator
+from model.errors import RedcaneError
+from model.qnetwork import Coding, QClassCaps
+from model.quantize import OPERATIONS, Range, calibrate, image_codes, quantize
+
+SHAPE = CapsNetShape(
+    image=(7, 6, 2), conv_channels=5, conv_kernel=3, primary_types=3, primary_dim=4,
+    primary_kernel=2, primary_stride=2, classes=4, class_dim=6,
+)  # fmt: skip
+
+
+def network(seed: int = 0, shape: CapsNetShape = SHAPE) -> CapsNet:
+    torch.manual_seed(seed)
+    return CapsNet(shape)
+
+
+def images(count: int = 40, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 2, 7, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.sets(st.sampled_from(OPERATIONS)), st.integers(0, 1), st.integers(0, 5))
+@settings(max_examples=15, deadline=None)
+def test_close_to_the_float_network_in_any_mix_of_formats(affine: set[str], align: int, seed: int) -> None:
+    affine -= {"classcaps.agreement"}
+    affine |= {"classcaps.agreement"} & {"classcaps.agreement" for key in affine if key.endswith("weighted_sum")}
+    formats = {key: "affine" if key in affine else "sign-magnitude" for key in OPERATIONS}
+    net, x = network(seed), images()
+    with torch.inference_mode():
+        wanted = lengths(net(x)).numpy()
+    q = quantize(net, x, formats, align=align)  # type: ignore[arg-type]  # made of the two names
+    assert {key: p.format for key, p, _ in q.products()} == formats
+    last = q.layers[-1]
+    assert isinstance(last, QClassCaps)
+    v = last.squash.out.decode(Emulator(q).run(image_codes(q, x))["classcaps.squash.3"].numpy())
+    assert np.abs(np.sqrt((v**2).sum(axis=-1)) - wanted).max() < 0.05
+
+
+def test_each_boundary_decodes_to_the_float_tensor() -> None:
+    """With the float network's own tensors, layer by layer: no error is larger than a few steps of the code."""
+    net, x = network(1), images()
+    taps: dict[str, torch.Tensor] = {}
+
+    def keep(layer, operation, output, iteration, operands):  # type: ignore[no-untyped-def]
+        taps[f"{layer}.{operation}.{iteration}"] = output
+        return output
+
+    with torch.inference_mode():
+        net(x[:1], keep)
+    for fmt in ("sign-magnitude", "affine"):
+        q = quantize(net, x, fmt)  # type: ignore[arg-type]  # one of the two
+        trace = reference.run(q, image_codes(q, x[:1])[0])
+        conv1, primary, caps = q.layers
+        pairs = [
+            ("conv1.mac", conv1.conv.mac.out, taps["conv1.relu.0"][0].permute(1, 2, 0)),
+            ("primary.mac", primary.conv.mac.out, taps["primary.mac.0"][0].permute(1, 2, 0)),
+            ("primary.squash", primary.squash.out, taps["primary.squash.0"][0]),
+            ("classcaps.votes", caps.votes.out, taps["classcaps.votes.0"][0]),
+            ("classcaps.softmax.2", Coding("unsigned", 1 / 255), taps["classcaps.softmax.1"][0].T),
+            ("classcaps.agreement.1", caps.agreement.out, taps["classcaps.agreement.0"][0].T),
+        ]
+        for name, coding, wanted in pairs:
+            steps = np.abs(coding.decode(trace[name]) - wanted.numpy()) / coding.scale
+            assert steps.max() < 6, (fmt, name, steps.max())
+
+
+def test_codings_follow_the_formats() -> None:
+    for fmt, kind in (("sign-magnitude", "signed"), ("affine", "affine")):
+        q = quantize(network(), images(), fmt)  # type: ignore[arg-type]  # one of the two
+        kinds = {key: (p.a.kind, p.b.kind, p.out.kind) for key, p, _ in q.products()}
+        assert kinds == {
+            "conv1.mac": ("unsigned", kind, "unsigned"),
+            "primary.mac": ("unsigned", kind, "signed"),
+            "classcaps.votes": (kind, kind, kind),
+            "classcaps.weighted_sum": ("unsigned", kind, "signed"),
+            "classcaps.agreement": (kind, kind, "signed"),
+        }
+        assert q.input == Coding("unsigned", 1 / 255)
+        codes = image_codes(q, images())
+        assert codes.shape == (40, 7, 6, 2) and codes[3, 2, 1, 1] == round(float(images()[3, 1, 2, 1]) * 255)
+
+
+def test_ranges_are_those_of_all_batches() -> None:
+    net, x = network(), images(150)
+    found = calibrate(net, x)
+    with torch.inference_mode():
+        maps = net.conv1(x)
+    assert found["conv1.mac"].low == pytest.approx(float(maps.min()), rel=1e-5)
+    assert found["conv1.relu"].high == pytest.approx(float(maps.max()), rel=1e-5)
+
+
+@given(st.floats(-100, 100), st.floats(-100, 100), st.sampled_from(("signed", "affine")))
+def test_codings_cover_the_range(low: float, high: float, kind: str) -> None:
+    found = Range("x")
+    if abs(high - low) < 1e-3:
+        return
+    found.add(torch.tensor([low, high], dtype=torch.float64))
+    coding = found.coding(kind)  # type: ignore[arg-type]  # one of the two
+    back = coding.decode(coding.encode(np.array([low, high, 0.0])))
+    assert np.abs(back - [low, high, 0]).max() <= coding.scale * 1.001 and back[2] == 0
+
+
+def test_bad_networks() -> None:
+    for name in ("conv1.weight", "primary.bias", "classcaps.weight"):
+        net = network()
+        net.get_parameter(name).data.view(-1)[0] = float("nan")
+        with pytest.raises(RedcaneError, match="not numbers"):
+            quantize(net, images())
+    net = network()
+    net.conv1.weight.data.zero_()
+    net.conv1.bias.data.fill_(-1)  # the ReLU lets nothing through
+    with pytest.raises(RedcaneError, match=r"conv1\.relu: nothing but zeros"):
+        quantize(net, images())
+    net = network()
+    net.classcaps.weight.data.zero_()
+    with pytest.raises(RedcaneError, match=r"classcaps\.votes: nothing but zeros"):
+        quantize(net, images())
+
+
+def test_bad_arguments() -> None:
+    net, x = network(), images()
+    mixed = dict.fromkeys(OPERATIONS, "affine") | {"classcaps.agreement": "sign-magnitude"}
+    for words, formats in (
+        ("should be sign-magnitude or affine", "float"),
+        ("has no format", {"conv1.mac": "affine"}),
+        ("no such operation", dict.fromkeys((*OPERATIONS, "conv9.mac"), "affine")),
+        ("same votes", mixed),
+    ):
+        with pytest.raises(RedcaneError, match=words):
+            quantize(net, x, formats)  # type: ignore[arg-type]  # the wrong value is the test
+    with pytest.raises(RedcaneError, match="align"):
+        quantize(net, x, align=2)
+    for wrong in (x[0], x[:0], x[:, :1], x.transpose(2, 3)):
+        with pytest.raises(RedcaneError, match="calibration"):
+            quantize(net, wrong)
+
+
+def test_sums_that_could_overflow() -> None:
+    net = network(shape=CapsNetShape((256, 256, 1), 1, 256, 1, 1, 1, 1, 2, 1))
+    with pytest.raises(RedcaneError, match=r"conv1.mac: 65536 products of .* overflow"):
+        quantize(net, torch.rand(2, 1, 256, 256), table=np.full((256, 256), 65535, np.uint16))
+
+
+def test_one_routing_iteration() -> None:
+    q = quantize(network(shape=dataclasses.replace(SHAPE, iterations=1)), images())
+    assert "classcaps.softmax.1" in Emulator(q).run(image_codes(q, images(1)))
