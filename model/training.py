@@ -1,7 +1,7 @@
 """Training a CapsNet: margin loss, optional reconstruction, early stopping, and checkpoints that survive a kill.
 
-Two trainings with the same recipe, data, seed and number of threads end with the same weights, bit for bit, also when
-one of them was killed and resumed: everything random in an epoch derives from (seed, epoch).
+Two trainings with the same recipe, data, seed and threads (model/threads.py) end with the same weights, bit for bit,
+also when one of them was killed and resumed: everything random in an epoch derives from (seed, epoch).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from model.datasets import Dataset
 from model.errors import RedcaneError
 from model.files import digest
 from model.seeds import derive_seed
+from model.threads import worthwhile_threads
 from model.weights import check_tensors, read_tensors, write_tensors
 
 
@@ -110,7 +111,7 @@ def evaluate(
 ) -> tuple[float, float]:
     """Accuracy (fraction) and mean margin loss on images (N, C, H, W); `tap` gives the tap for each batch index."""
     correct, loss = 0, 0.0
-    with torch.inference_mode():
+    with torch.inference_mode(), worthwhile_threads(network):
         for index, start in enumerate(range(0, len(labels), batch)):
             y = torch.from_numpy(labels[start : start + batch])
             v = network(torch.from_numpy(images[start : start + batch]), tap(index))
@@ -146,7 +147,10 @@ def train(network: CapsNet, dataset: Dataset, recipe: TrainingRecipe, checkpoint
     if checkpoint.exists():
         history, best = _resume(checkpoint, digest(run.encode()), network, optimizer) or (history, best)
 
-    with tqdm(total=recipe.epochs, initial=len(history.loss), desc="train", unit="epoch") as progress:
+    with (
+        worthwhile_threads(network),
+        tqdm(total=recipe.epochs, initial=len(history.loss), desc="train", unit="epoch") as progress,
+    ):
         for epoch in range(len(history.loss), recipe.epochs):
             if epoch - history.best > recipe.patience and history.best >= 0:
                 break

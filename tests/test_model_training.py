@@ -93,6 +93,19 @@ def test_the_best_epoch_is_restored(few: Dataset, tmp_path: Path) -> None:
     assert len(history.loss) == min(8, history.best + 1 + recipe.patience)
 
 
+def test_a_small_network_does_not_depend_on_the_cores(few: Dataset, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    networks = [initial(TINY, 3), initial(TINY, 3)]
+    try:
+        for count, network in enumerate(networks, 1):
+            torch.set_num_threads(count)
+            train(network, few, RECIPE, tmp_path / str(count))
+            assert torch.get_num_threads() == count, "given back"
+    finally:
+        torch.set_num_threads(threads)
+    assert same(*networks)
+
+
 def test_another_recipe_starts_over(few: Dataset, tmp_path: Path) -> None:
     train(initial(TINY, 3), few, RECIPE, tmp_path / "c")
     other = dataclasses.replace(RECIPE, epochs=1)
