@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from random_networks import EXACT, SIGNED, image_codes, networks, wild_table
 
 from model import reference
+from model.capsnet import CapsNet, CapsNetShape
 from model.emulation import Emulator, image_bytes, term_table
 from model.errors import RedcaneError
 from model.qnetwork import Coding, Product, QNetwork, Requantizer
+from model.quantize import quantize
 
 
 @given(networks(), st.integers(0, 2**32 - 1), st.integers(1, 3), st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_every_boundary_equals_the_reference(network: QNetwork, seed: int, count: int, tiled: bool) -> None:
     images = image_codes(np.random.default_rng(seed), network, count)
     images[0] = 255  # saturates what can saturate
@@ -30,6 +32,19 @@ def test_every_boundary_equals_the_reference(network: QNetwork, seed: int, count
         for name, value in wanted.items():
             np.testing.assert_array_equal(trace[name][n].numpy(), value, err_msg=name)
     np.testing.assert_array_equal(emulator.classify(images), trace["class"].numpy())
+
+
+def test_running_changes_nothing() -> None:
+    """A single output position of a single image: views of the bias are tempting there."""
+    net = CapsNet(CapsNetShape((3, 3, 1), 2, 3, 1, 2, 1, 1, 2, 2))
+    network = quantize(net, torch.rand(9, 1, 3, 3))
+    before = [layer.conv.bias.copy() for layer in network.layers[:2]]  # type: ignore[union-attr]  # convolutions
+    emulator = Emulator(network)
+    image = np.full((1, 3, 3, 1), 200, np.int16)
+    first, second = emulator.run(image), emulator.run(image)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for layer, bias in zip(network.layers, before, strict=False):
+        np.testing.assert_array_equal(layer.conv.bias, bias)  # type: ignore[union-attr]
 
 
 byte = st.integers(0, 255)

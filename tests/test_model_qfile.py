@@ -16,6 +16,7 @@ from random_networks import networks
 from test_model_quantize import images, network
 
 from model.errors import RedcaneError
+from model.files import digest
 from model.qfile import load, save
 from model.qnetwork import QNetwork
 from model.quantize import quantize
@@ -42,6 +43,12 @@ def test_there_and_back(tmp_path: Path, made: QNetwork) -> None:
 def folder(tmp_path: Path) -> Path:
     save(quantize(network(), images()), tmp_path / "qmodel")
     return tmp_path / "qmodel"
+
+
+def test_the_same_network_gives_the_same_bytes(folder: Path) -> None:
+    before = digest(folder)
+    save(load(folder), folder)
+    assert digest(folder) == before
 
 
 def test_quantised_network_there_and_back(folder: Path) -> None:

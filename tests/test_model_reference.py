@@ -119,17 +119,17 @@ def test_reference_is_the_page(network: QNetwork, seed: int) -> None:
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.floats(0.001, 0.5), st.integers(0, 2**32 - 1))
-@settings(max_examples=50)
+@settings(max_examples=100, deadline=None)
 def test_softmax_is_close_to_the_real_one(classes: int, inputs: int, scale: float, seed: int) -> None:
-    """An exponential of 10 bits and a truncated reciprocal: within half a code, and 1.5 / 1023 of the larger ones."""
+    """Exponentials rounded to 10 bits, a truncated reciprocal, and half a code for rounding k: nothing else is lost."""
     from model.qnetwork import exp_table
 
     b = np.random.default_rng(seed).integers(-127, 128, (classes, inputs)).astype(np.int16)
     e = np.exp(scale * (b - b.max(axis=0, keepdims=True)))
     k = reference.softmax(exp_table(scale), b)
     assert k.min() >= 0 and k.max() <= 255
-    # e is off by 1/2046 at most, so is every term of the sum
-    slack = 0.5 + 255 * (classes + 1) / 2046 / e.sum(axis=0) + classes / 64
+    # e is off by 1/2046 at most, so is every term of the sum (64 of them: 3 % of it); the reciprocal by 1023 / 2^16
+    slack = 0.5 + 1.04 * 255 * (classes + 1) / 2046 / e.sum(axis=0) + 1 / 64
     assert (np.abs(k - 255 * e / e.sum(axis=0)) <= slack).all()
 
 
