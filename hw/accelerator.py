@@ -6,14 +6,13 @@ from typing import Any
 
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw import isa
 from hw.emitter import Emitter
 from hw.loader import Loader
 from hw.matmul import MatmulEngine
-from hw.memory import VectorMemory
+from hw.memory import Bank, VectorMemory
 from hw.parameters import Parameters
 from hw.sequencer import UNITS, Sequencer
 from hw.softmax import SoftmaxUnit
@@ -24,10 +23,12 @@ MATMUL, SQUASH, SOFTMAX, EMIT = range(len(UNITS))
 
 
 class Accelerator(wiring.Component):
-    """Image to class without the host: an AXI4-Stream of packets in (`hw.isa.Target`), one of results out (`hw.emitter`).
+    """Image to class without the host: an AXI4-Stream of packets in (`hw.isa.Target`), one of results out
+    (`hw.emitter`).
 
-    The host loads program, weights, biases and tables once, then for every image its bytes and a START. One unit works at a time and owns the
-    ports of the memories meanwhile; the loader owns them while no program runs. The counters count from START to the COUNTERS descriptor.
+    The host loads program, weights, biases and tables once, then for every image its bytes and a START. One unit
+    works at a time and owns the ports of the memories meanwhile; the loader owns them while no program runs. The
+    counters count from START to the COUNTERS descriptor.
     """
 
     s_axis_tdata: Signal
@@ -59,14 +60,9 @@ class Accelerator(wiring.Component):
         m.submodules.activations = activations = VectorMemory(p.lanes, p.activation_bytes)
         m.submodules.votes = votes = VoteMemory(p.square, p.vote_words)
 
-        def storage(name: str, width: int, depth: int) -> tuple[Any, Any]:
-            memory = Memory(shape=width, depth=depth, init=[])
-            m.submodules[name] = memory
-            return memory.read_port(), memory.write_port()
-
-        program_read, program_write = storage("program", 32, p.program_words)
-        weight_read, weight_write = storage("weights", 8 * p.rows * p.columns, p.weight_words)
-        bias_read, bias_write = storage("biases", 32 * p.columns, p.bias_words)
+        m.submodules.program = program = Bank(32, p.program_words)
+        m.submodules.weights = weights = Bank(8 * p.rows * p.columns, p.weight_words)
+        m.submodules.biases = biases = Bank(32 * p.columns, p.bias_words)
 
         # Edge: streams in and out.
         m.d.comb += [
@@ -83,9 +79,9 @@ class Accelerator(wiring.Component):
         # The loader and what it fills.
         m.d.comb += [
             loader.run.eq(sequencer.running),
-            program_write.en.eq(loader.enable[isa.Target.PROGRAM]),
-            weight_write.en.eq(loader.enable[isa.Target.WEIGHTS]),
-            bias_write.en.eq(loader.enable[isa.Target.BIAS]),
+            program.write_enable.eq(loader.enable[isa.Target.PROGRAM]),
+            weights.write_enable.eq(loader.enable[isa.Target.WEIGHTS]),
+            biases.write_enable.eq(loader.enable[isa.Target.BIAS]),
             squash.table_write_enable.eq(loader.enable[isa.Target.SQUASH_TABLE]),
             softmax.table_write_enable.eq(loader.enable[isa.Target.EXP_TABLE]),
             squash.table_write_address.eq(loader.address),
@@ -93,33 +89,34 @@ class Accelerator(wiring.Component):
             softmax.table_write_address.eq(loader.address),
             softmax.table_write_data.eq(loader.data),
         ]
-        for write in (program_write, weight_write, bias_write):
-            m.d.comb += [write.addr.eq(loader.address), write.data.eq(loader.data)]
+        for memory in (program, weights, biases):
+            m.d.comb += [memory.write_address.eq(loader.address), memory.write_data.eq(loader.data)]
 
         # The sequencer and the units that it starts.
         m.d.comb += [
             sequencer.start.eq(loader.start),
             sequencer.entry.eq(loader.address),
-            program_read.addr.eq(sequencer.program_address),
-            sequencer.program_data.eq(program_read.data),
+            program.read_address.eq(sequencer.program_address),
+            sequencer.program_data.eq(program.read_data),
             sequencer.unit_done.eq(Cat(matmul.done, squash.done, softmax.done, emitter.done)),
             matmul.config.as_value().eq(sequencer.descriptor),
             emitter.config.as_value().eq(sequencer.descriptor),
         ]
-        for unit, layout in ((squash, isa.SQUASH), (softmax, isa.SOFTMAX)):
+        for table_unit, layout in ((squash, isa.SQUASH), (softmax, isa.SOFTMAX)):
             fields = data.View(layout, sequencer.descriptor[: layout.size])
             for name in layout.members:
                 if name != "opcode":
-                    m.d.comb += getattr(unit, name).eq(fields[name])
-        for index, unit in enumerate((matmul, squash, softmax, emitter)):
+                    m.d.comb += getattr(table_unit, name).eq(fields[name])
+        units: tuple[Any, ...] = (matmul, squash, softmax, emitter)  # in the order of UNITS
+        for index, unit in enumerate(units):
             m.d.comb += unit.start.eq(sequencer.unit_start[index])
 
         # The ports of the memories.
         m.d.comb += [
-            weight_read.addr.eq(matmul.b_address),
-            matmul.weight_data.as_value().eq(weight_read.data),
-            bias_read.addr.eq(matmul.bias_address),
-            matmul.bias_data.as_value().eq(bias_read.data),
+            weights.read_address.eq(matmul.b_address),
+            matmul.weight_data.as_value().eq(weights.read_data),
+            biases.read_address.eq(matmul.bias_address),
+            matmul.bias_data.as_value().eq(biases.read_data),
             votes.read_address.eq(Mux(sequencer.active[EMIT], emitter.vote_address, matmul.b_address)),
             matmul.vote_data.eq(votes.read_data),
             emitter.vote_data.eq(votes.read_data),
@@ -128,10 +125,10 @@ class Accelerator(wiring.Component):
             votes.write_address.eq(matmul.write_address),
             votes.write_data.as_value().eq(matmul.write_data.as_value()),
         ]
-        for unit in (matmul, squash, softmax, emitter):
+        for unit in units:
             m.d.comb += unit.read_data.eq(activations.read_data)
         with m.Switch(sequencer.active):
-            for index, unit in enumerate((matmul, squash, softmax, emitter)):
+            for index, unit in enumerate(units):
                 with m.Case(1 << index):
                     m.d.comb += activations.read_address.eq(unit.read_address)
                     if unit is matmul:

@@ -1,7 +1,9 @@
-"""From a quantised network to what the accelerator is loaded with: layer program, weights, biases, tables, and where things lie.
+"""From a quantised network to what the accelerator is loaded with: layer program, weights, biases, tables, and where
+things lie.
 
-The compiler also decides the memories' sizes, so that an accelerator fits its network. Tensors get fixed places in the activation memory, one
-after the other; nothing is overwritten that a later comparison could want, except by the next routing iteration.
+The compiler also decides the memories' sizes, so that an accelerator fits its network. Tensors get fixed places in
+the activation memory, one after the other; nothing is overwritten that a later comparison could want, except by the
+next routing iteration.
 """
 
 from __future__ import annotations
@@ -109,7 +111,9 @@ class Program:
         else:
             inputs, classes, dim = region.shape
             size = self.parameters.square
-            words = np.frombuffer(payload, np.uint8).reshape(-1, classes, -(-dim // size), size, size)  # block, j, d block, lane i, d
+            words = np.frombuffer(payload, np.uint8).reshape(
+                -1, classes, -(-dim // size), size, size
+            )  # block, j, d block, lane i, d
             raw = words.transpose(0, 3, 1, 2, 4).reshape(words.shape[0] * size, classes, -1)[:inputs, :, :dim]
         return from_bytes(region.coding, raw)
 
@@ -127,7 +131,9 @@ def from_bytes(coding: Coding, raw: NDArray[np.uint8]) -> Codes:
 
 
 def vote_words(shape: tuple[int, ...], size: int) -> int:
-    """Words of size x size bytes that votes (I, J, D) take: blocks of capsules i, output capsules j, blocks of dims d."""
+    """Words of size x size bytes that votes (I, J, D) take: blocks of capsules i, output capsules j, blocks of dims
+    d.
+    """
     inputs, classes, dim = shape
     return -(-inputs // size) * classes * -(-dim // size)
 
@@ -181,7 +187,9 @@ class Compiler:
     # The layers.
 
     def _conv(self, conv: QConv, here: Region, border: int) -> Region:
-        """A convolution of the region `here`, whose border is the convolution's padding, into a new region with `border`."""
+        """A convolution of the region `here`, whose border is the convolution's padding, into a new region with
+        `border`.
+        """
         p = self._p
         cout, kh, kw, cin = conv.weights.shape
         height, width = ((size - k) // conv.stride + 1 for size, k in zip(here.stored[:2], (kh, kw), strict=True))
@@ -197,7 +205,9 @@ class Compiler:
         bias_base = len(self._biases)
         self._biases.extend(bias.reshape(blocks, p.columns))
         if width > MAX_PIXELS:
-            raise RedcaneError(f"a convolution {width} pixels wide does not fit the {MAX_PIXELS} accumulators of a column")
+            raise RedcaneError(
+                f"a convolution {width} pixels wide does not fit the {MAX_PIXELS} accumulators of a column"
+            )
         stripe = min(height, MAX_PIXELS // width)
         self._pixels = max(self._pixels, stripe * width)
         row_bytes, out_row_bytes = here.stored[1] * cin, out.stored[1] * cout
@@ -391,7 +401,9 @@ class Compiler:
             raise RedcaneError("the network has more boundaries than the 254 that a trace can tell apart")
         self._emissions[tag] = Emission(boundary, region)
         count = vote_words(region.shape, self._p.square) if region.votes else region.size
-        self._descriptors.append((Opcode.EMIT, {"votes": int(region.votes), "tag": tag, "base": region.base, "count": count}))
+        self._descriptors.append(
+            (Opcode.EMIT, {"votes": int(region.votes), "tag": tag, "base": region.base, "count": count})
+        )
 
     def _place(self, shape: tuple[int, ...], coding: Coding, border: int = 0) -> Region:
         region = Region(shape, coding, self._bytes, border=border)
@@ -416,7 +428,10 @@ class Compiler:
 
     def _link(self, image: Region) -> Program:
         end: list[tuple[Opcode, dict[str, Any]]] = [
-            (Opcode.EMIT, {"tag": Program.CLASS_TAG, "base": self._emissions[Program.CLASS_TAG].region.base, "count": 1}),
+            (
+                Opcode.EMIT,
+                {"tag": Program.CLASS_TAG, "base": self._emissions[Program.CLASS_TAG].region.base, "count": 1},
+            ),
             (Opcode.COUNTERS, {"tag": Program.COUNTERS_TAG}),
             (Opcode.HALT, {}),
         ]
@@ -482,5 +497,7 @@ def compile_network(network: QNetwork, kinds: tuple[MultiplierKind, ...], rows: 
     held = {kind.component for kind in kinds}
     for key, product, _ in network.products():
         if product.component not in held:
-            raise RedcaneError(f"{key}: its multiplier {product.component!r} is not in the PEs ({', '.join(sorted(held))})")
+            raise RedcaneError(
+                f"{key}: its multiplier {product.component!r} is not in the PEs ({', '.join(sorted(held))})"
+            )
     return Compiler(network, kinds, rows, columns).program()

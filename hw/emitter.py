@@ -16,10 +16,11 @@ BEAT = data.StructLayout({"data": 32, "last": 1})
 
 
 class Emitter(wiring.Component):
-    """Runs an EMIT or COUNTERS descriptor: a header beat {payload bytes: bits 23-0, tag: bits 31-24}, then the payload, lowest byte first.
+    """Runs an EMIT or COUNTERS descriptor: a header beat {payload bytes: bits 23-0, tag: bits 31-24}, then the
+    payload, lowest byte first.
 
-    Vote words leave lane by lane. A counter is two beats, the low one first. A beat takes three cycles (address, data, hand over), more when
-    the receiver is not ready; `stalled` marks those cycles.
+    Vote words leave lane by lane. A counter is two beats, the low one first. A beat takes three cycles (address,
+    data, hand over), more when the receiver is not ready; `stalled` marks those cycles.
     """
 
     config: data.View
@@ -66,7 +67,11 @@ class Emitter(wiring.Component):
         counter_beats = Select(counters[32 * i : 32 * i + 32] for i in range(2 * len(isa.COUNTERS)))
         m.d.comb += [
             payload_bytes.eq(
-                Mux(is_counters, 8 * len(isa.COUNTERS), Mux(config.votes, config.count * (p.square * p.square), config.count))
+                Mux(
+                    is_counters,
+                    8 * len(isa.COUNTERS),
+                    Mux(config.votes, config.count * (p.square * p.square), config.count),
+                )
             ),
             self.read_address.eq(address),
             self.vote_address.eq(address),
@@ -74,21 +79,24 @@ class Emitter(wiring.Component):
             self.beats.payload.last.eq(remaining == 0),
         ]
         with m.FSM():
-            with m.State("IDLE"):
-                with m.If(self.start):
-                    m.d.sync += [
-                        beat.eq(Cat(payload_bytes, config.tag)),
-                        remaining.eq((payload_bytes + 3) >> 2),
-                        address.eq(config.base),
-                        part.eq(0),
-                    ]
-                    m.next = "SEND"
+            with m.State("IDLE"), m.If(self.start):
+                m.d.sync += [
+                    beat.eq(Cat(payload_bytes, config.tag)),
+                    remaining.eq((payload_bytes + 3) >> 2),
+                    address.eq(config.base),
+                    part.eq(0),
+                ]
+                m.next = "SEND"
             with m.State("READ"):
                 m.next = "TAKE"
             with m.State("TAKE"):
                 m.d.sync += [
                     beat.eq(
-                        Mux(is_counters, counter_beats[part], Mux(config.votes, vote_beats[part], Cat(self.read_data[i] for i in range(4))))
+                        Mux(
+                            is_counters,
+                            counter_beats[part],
+                            Mux(config.votes, vote_beats[part], Cat(self.read_data[i] for i in range(4))),
+                        )
                     ),
                     remaining.eq(remaining - 1),
                 ]

@@ -47,12 +47,17 @@ def kinds_of(network: QNetwork, components: Mapping[str, VerilogMultiplier]) -> 
         kinds.append(MultiplierKind(name, component.module, *component.ports))
     modules = [kind.module for kind in kinds]
     if len(set(modules)) != len(modules) or {"pe", TOP} & set(modules):
-        raise RedcaneError(f"two Verilog modules of one accelerator have the same name: {', '.join(sorted([*modules, 'pe', TOP]))}")
+        raise RedcaneError(
+            f"two Verilog modules of one accelerator have the same name: {', '.join(sorted([*modules, 'pe', TOP]))}"
+        )
     return tuple(kinds)
 
 
-def generate(network: QNetwork, components: Mapping[str, VerilogMultiplier], folder: Path, rows: int = 4, columns: int = 4) -> Program:
-    """Write into `folder`: redcane.v (top), pe.v, one file for each multiplier, accelerator.json and program.hex; returns the program.
+def generate(
+    network: QNetwork, components: Mapping[str, VerilogMultiplier], folder: Path, rows: int = 4, columns: int = 4
+) -> Program:
+    """Write into `folder`: redcane.v (top), pe.v, one file for each multiplier, accelerator.json and program.hex;
+    returns the program.
 
     program.hex holds what the host sends before the first image: one 32-bit beat of the input stream a line.
     Raises RedcaneError when the network does not fit the accelerator or a multiplier is missing.
@@ -72,7 +77,13 @@ def generate(network: QNetwork, components: Mapping[str, VerilogMultiplier], fol
         "traced_entry": program.traced_entry,
         "image_address": program.image.base,
         "boundaries": [
-            {"tag": tag, "boundary": e.boundary, "shape": list(e.region.shape), "coding": e.region.coding.kind, "votes": e.region.votes}
+            {
+                "tag": tag,
+                "boundary": e.boundary,
+                "shape": list(e.region.shape),
+                "coding": e.region.coding.kind,
+                "votes": e.region.votes,
+            }
             for tag, e in sorted(program.emissions.items())
         ],
     }

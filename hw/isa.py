@@ -1,7 +1,7 @@
 """The layer program: what each descriptor says, bit by bit. The sequencer decodes it, the compiler writes it.
 
-A descriptor is `WORDS` 32-bit words; its lowest four bits are the opcode. Addresses are byte addresses in the activation
-memory unless said otherwise; a stride is what the address grows by when that loop advances.
+A descriptor is `WORDS` 32-bit words; its lowest four bits are the opcode. Addresses are byte addresses in the
+activation memory unless said otherwise; a stride is what the address grows by when that loop advances.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-from amaranth import signed
+from amaranth import Const, Shape, signed
 from amaranth.lib import data
 
 ADDRESS = 24
@@ -110,7 +110,13 @@ SOFTMAX = data.StructLayout(
 )
 
 EMIT = data.StructLayout(
-    {"opcode": 4, "votes": 1, "tag": 8, "base": ADDRESS, "count": ADDRESS}  # count in bytes, or in words of the vote memory
+    {
+        "opcode": 4,
+        "votes": 1,
+        "tag": 8,
+        "base": ADDRESS,
+        "count": ADDRESS,
+    }  # count in bytes, or in words of the vote memory
 )
 
 LAYOUTS = {
@@ -126,7 +132,9 @@ WORDS = -(-BITS // WORD_BITS)
 
 
 class Target(enum.IntEnum):
-    """What a packet on the input stream is for: beat 0 is {target: bits 31-28, payload beats: 27-0}, beat 1 an address."""
+    """What a packet on the input stream is for: beat 0 is {target: bits 31-28, payload beats: 27-0}, beat 1 an
+    address.
+    """
 
     START = 0  # no payload; the address is the program's entry
     PROGRAM = 1  # one beat a 32-bit word
@@ -137,7 +145,16 @@ class Target(enum.IntEnum):
     EXP_TABLE = 6
 
 
-COUNTERS = ("cycles", "matmul_cycles", "squash_cycles", "softmax_cycles", "emit_cycles", "fetch_cycles", "output_stalls", "busy_pe_cycles")
+COUNTERS = (
+    "cycles",
+    "matmul_cycles",
+    "squash_cycles",
+    "softmax_cycles",
+    "emit_cycles",
+    "fetch_cycles",
+    "output_stalls",
+    "busy_pe_cycles",
+)
 
 
 def encode(opcode: Opcode, fields: Mapping[str, Any]) -> list[int]:
@@ -147,7 +164,9 @@ def encode(opcode: Opcode, fields: Mapping[str, Any]) -> list[int]:
     """
     layout = LAYOUTS[opcode]
     _check(layout, {"opcode": opcode, **fields})
-    value = layout.const({"opcode": int(opcode), **fields}).as_value().value  # type: ignore[attr-defined]  # a Const at run time
+    content: dict[int | str, Any] = {"opcode": int(opcode)}
+    content.update(fields)
+    value = Const.cast(layout.const(content)).value
     return [(value >> (WORD_BITS * i)) & 0xFFFFFFFF for i in range(WORDS)]
 
 
@@ -157,7 +176,8 @@ def _check(layout: data.StructLayout, fields: Mapping[str, Any]) -> None:
         if isinstance(shape, data.StructLayout):
             _check(shape, value)
             continue
-        width, is_signed = (shape, False) if isinstance(shape, int) else (shape.width, shape.signed)  # type: ignore[union-attr]
-        low, high = (-(1 << (width - 1)), (1 << (width - 1)) - 1) if is_signed else (0, (1 << width) - 1)
+        wanted = Shape.cast(shape)
+        width = wanted.width
+        low, high = (-(1 << (width - 1)), (1 << (width - 1)) - 1) if wanted.signed else (0, (1 << width) - 1)
         if not low <= value <= high:
             raise ValueError(f"descriptor field {name} = {value} does not fit {width} bits")

@@ -15,8 +15,9 @@ from hw.parameters import Parameters
 class Loader(wiring.Component):
     """Reads packets (`hw.isa.Target`) from `packets` while `run` is low and takes nothing while a program runs.
 
-    Every write appears for one cycle: the target's bit of `enable`, `address`, and `data`, in which a beat is the lowest 32 bits for targets of
-    one beat a word and a whole word for weights and biases. START raises `start` with the program's entry in `address`.
+    Every write appears for one cycle: the target's bit of `enable`, `address`, and `data`, in which a beat is the
+    lowest 32 bits for targets of one beat a word and a whole word for weights and biases. START raises `start` with
+    the program's entry in `address`.
     """
 
     packets: stream.Interface

@@ -16,8 +16,8 @@ LEVELS = ("group", "block", "segment", "chunk", "row", "col")  # outermost first
 class LoopNest(wiring.Component):
     """Counts through the nest: `valid` marks a step, `advance` the level that moves at its end (inner ones restart).
 
-    `start` puts every counter to zero; from the next cycle on each cycle is a step until the last one. `first`/`last` hold, level by
-    level, whether the current step is in the first or the last round of that loop.
+    `start` puts every counter to zero; from the next cycle on each cycle is a step until the last one. `first`/`last`
+    hold, level by level, whether the current step is in the first or the last round of that loop.
     """
 
     start: Signal
@@ -60,8 +60,8 @@ class LoopNest(wiring.Component):
 class LoopAddress(wiring.Component):
     """An address that grows by `strides[level]` whenever that level advances.
 
-    Each level keeps the address at which its current round began: advancing a level adds its stride to that and restarts all
-    inner levels there. A level without a stride has stride 0.
+    Each level keeps the address at which its current round began: advancing a level adds its stride to that and
+    restarts all inner levels there. A level without a stride has stride 0.
     """
 
     start: Signal

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw import isa
 from hw.array import Array
 from hw.loops import LEVELS, LoopAddress, LoopNest
+from hw.memory import Bank
 from hw.parameters import Parameters
 from hw.requantizer import Requantizer
 
@@ -25,13 +26,14 @@ RESULT = 7  # the requantiser's latency is 3
 
 
 class MatmulEngine(wiring.Component):
-    """Runs one MATMUL descriptor (`hw.isa`): `start` with a stable `config`, `done` when the last result has been written.
+    """Runs one MATMUL descriptor (`hw.isa`): `start` with a stable `config`, `done` when the last result has been
+    written.
 
-    A step of the loop nest fetches a vector of A and a word of B; the array multiplies and sums its lanes; the sum is added to the
-    accumulator of its output pixel (`bias` or zero for the first chunk) and, for the last chunk, requantised and written. So weights are
-    read once for all pixels, results leave at one pixel a cycle without a drain, and no step ever waits for another: the
-    accumulator memory returns the value that is written in the same cycle. Every step takes one cycle; a job takes
-    steps + RESULT + 2 cycles from `start` to `done`.
+    A step of the loop nest fetches a vector of A and a word of B; the array multiplies and sums its lanes; the sum is
+    added to the accumulator of its output pixel (`bias` or zero for the first chunk) and, for the last chunk,
+    requantised and written. So weights are read once for all pixels, results leave at one pixel a cycle without a
+    drain, and no step ever waits for another: a sum that is wanted again in the very next step goes around the
+    accumulator memory. Every step takes one cycle; a job takes steps + RESULT + 2 cycles from `start` to `done`.
     """
 
     config: data.View
@@ -84,7 +86,9 @@ class MatmulEngine(wiring.Component):
         m.submodules.a_address = a_address = LoopAddress()
         m.submodules.b_address = b_address = LoopAddress()
         m.submodules.o_address = o_address = LoopAddress()
-        for level, count in enumerate((config.groups, config.blocks, config.segments, config.chunks, config.rows, config.cols)):
+        for level, count in enumerate(
+            (config.groups, config.blocks, config.segments, config.chunks, config.rows, config.cols)
+        ):
             m.d.comb += nest.counts[level].eq(count)
         m.d.comb += nest.start.eq(self.start)
         for address in (a_address, b_address, o_address):
@@ -104,14 +108,14 @@ class MatmulEngine(wiring.Component):
                 "columns": p.columns,
             }
         )
-        steps = [Signal(step_layout, name=f"step_{stage}") for stage in range(RESULT + 1)]
+        steps = [data.View(step_layout, Signal(step_layout.size, name=f"step_{stage}")) for stage in range(RESULT + 1)]
         step = steps[0]
         pixel, bias, lane = Signal(range(p.pixels)), Signal(isa.ADDRESS), Signal(range(p.square))
-        with m.If(nest.advance[: ROW].any()):
+        with m.If(nest.advance[:ROW].any()):
             m.d.sync += pixel.eq(0)
         with m.Elif(nest.advance.any()):
             m.d.sync += pixel.eq(pixel + 1)
-        with m.If(nest.advance[: SEGMENT].any()):
+        with m.If(nest.advance[:SEGMENT].any()):
             m.d.sync += bias.eq(bias + 1)
         with m.If(nest.advance[GROUP]):
             m.d.sync += lane.eq(lane + 1)
@@ -145,7 +149,7 @@ class MatmulEngine(wiring.Component):
             self.read_address.eq(a_address.address),
             self.b_address.eq(b_address.address),
         ]
-        for earlier, later in zip(steps, steps[1:], strict=False):
+        for earlier, later in pairwise(steps):
             m.d.sync += later.eq(earlier)
         m.d.sync += self.busy_pes.eq(Mux(step.valid, lanes * columns, 0))
 
@@ -171,21 +175,25 @@ class MatmulEngine(wiring.Component):
                 m.d.comb += array.b[row][column].eq(b)
 
         # Accumulate: one 32-bit number for each output pixel and column.
-        accumulators = Memory(shape=32 * p.columns, depth=p.pixels, init=[])
-        m.submodules.accumulators = accumulators
-        write = accumulators.write_port()
-        read = accumulators.read_port(transparent_for=(write,))
+        m.submodules.accumulators = accumulators = Bank(32 * p.columns, p.pixels)
         summed = steps[SUMS]
-        sums = Signal(data.ArrayLayout(signed(32), p.columns))
-        total = Signal(data.ArrayLayout(signed(32), p.columns))
-        before = data.View(data.ArrayLayout(signed(32), p.columns), read.data)
-        bias_data = Signal(data.ArrayLayout(signed(32), p.columns))
+        wide = data.ArrayLayout(signed(32), p.columns)
+        sums, total = data.View(wide, Signal(wide.size, name="sums")), data.View(wide, Signal(wide.size, name="total"))
+        before = data.View(wide, Signal(wide.size, name="before"))
+        # The memory answers with the old word when the same one is written: then the new word goes around it.
+        around, passed = Signal(), Signal(32 * p.columns)
+        m.d.sync += [
+            around.eq(accumulators.write_enable & (accumulators.write_address == accumulators.read_address)),
+            passed.eq(sums.as_value()),
+        ]
+        bias_data = data.View(wide, Signal(wide.size, name="bias_data"))
         m.d.comb += [
-            read.addr.eq(steps[SUMS - 1].pixel),
+            before.eq(Mux(around, passed, accumulators.read_data)),
+            accumulators.read_address.eq(steps[SUMS - 1].pixel),
             self.bias_address.eq(steps[SUMS - 1].bias),
-            write.addr.eq(summed.pixel),
-            write.data.eq(sums.as_value()),
-            write.en.eq(summed.valid & ~summed.last),
+            accumulators.write_address.eq(summed.pixel),
+            accumulators.write_data.eq(sums.as_value()),
+            accumulators.write_enable.eq(summed.valid & ~summed.last),
             bias_data.eq(Mux(config.has_bias, self.bias_data.as_value(), 0)),
         ]
         for column in range(p.columns):

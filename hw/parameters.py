@@ -22,9 +22,9 @@ class MultiplierKind:
 class Parameters:
     """An R x C array and its memories.
 
-    `rows` are the lanes of a sum (the reduction), `columns` the outputs computed at once; both are powers of two from 4 to 64.
-    `kinds` are the multipliers that every PE holds; a layer program selects one per operation. `affine` adds the exact
-    zero-point corrections of the affine format (docs/numerics.md) to every column.
+    `rows` are the lanes of a sum (the reduction), `columns` the outputs computed at once; both are powers of two from
+    4 to 64. `kinds` are the multipliers that every PE holds; a layer program selects one per operation. `affine` adds
+    the exact zero-point corrections of the affine format (docs/numerics.md) to every column.
     """
 
     kinds: tuple[MultiplierKind, ...]

@@ -17,8 +17,8 @@ UNITS = (isa.Opcode.MATMUL, isa.Opcode.SQUASH, isa.Opcode.SOFTMAX, isa.Opcode.EM
 class Sequencer(wiring.Component):
     """From `start` at `entry` until a HALT: fetch a descriptor (one word a cycle), start its unit, wait for `done`.
 
-    `running` is high from the cycle after `start` until the HALT; `active` is the unit at work (one-hot, in the order of UNITS). An unknown opcode
-    halts, too. Fetching a descriptor costs WORDS + 2 cycles.
+    `running` is high from the cycle after `start` until the HALT; `active` is the unit at work (one-hot, in the order
+    of UNITS). An unknown opcode halts, too. Fetching a descriptor costs WORDS + 2 cycles.
     """
 
     start: Signal
@@ -56,10 +56,9 @@ class Sequencer(wiring.Component):
         opcode = self.descriptor[:4]
         m.d.comb += self.program_address.eq(address)
         with m.FSM() as fsm:
-            with m.State("IDLE"):
-                with m.If(self.start):
-                    m.d.sync += [address.eq(self.entry), word.eq(0)]
-                    m.next = "FETCH"
+            with m.State("IDLE"), m.If(self.start):
+                m.d.sync += [address.eq(self.entry), word.eq(0)]
+                m.next = "FETCH"
             with m.State("FETCH"):
                 # The memory answers a cycle after the address, so word w arrives while w + 1 is asked for.
                 m.d.comb += self.fetching.eq(1)
@@ -80,9 +79,8 @@ class Sequencer(wiring.Component):
                             m.next = "WAIT"
                     with m.Default():
                         m.next = "IDLE"
-            with m.State("WAIT"):
-                with m.If((self.unit_done & self.active).any()):
-                    m.d.sync += [self.active.eq(0), word.eq(0)]
-                    m.next = "FETCH"
+            with m.State("WAIT"), m.If((self.unit_done & self.active).any()):
+                m.d.sync += [self.active.eq(0), word.eq(0)]
+                m.next = "FETCH"
         m.d.comb += self.running.eq(~fsm.ongoing("IDLE"))
         return m

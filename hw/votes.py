@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth import Module
+from amaranth import Module, Signal
 from amaranth.lib import data, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+
+from hw.memory import Bank
 
 
 class VoteMemory(wiring.Component):
-    """`depth` words of size x size bytes. Word (block of capsules i, output capsule j, block of dims d) has lane = i, column = d.
+    """`depth` words of size x size bytes. Word (block of capsules i, output capsule j, block of dims d) has lane = i,
+    column = d.
 
-    A vote job writes one lane (one input capsule) at a time; routing reads whole words, one cycle after the address: as they lie for the
-    weighted sum over i, transposed by the reader for the agreement over d. So the votes are stored once.
+    A vote job writes one lane (one input capsule) at a time; routing reads whole words, one cycle after the address:
+    as they lie for the weighted sum over i, transposed by the reader for the agreement over d. So the votes are
+    stored once.
     """
 
     read_address: Signal
@@ -26,14 +29,13 @@ class VoteMemory(wiring.Component):
 
     def __init__(self, size: int, depth: int) -> None:
         self._size, self._depth = size, depth
-        width = max(1, (depth - 1).bit_length())
         super().__init__(
             {
-                "read_address": In(width),
+                "read_address": In(range(depth)),
                 "read_data": Out(data.ArrayLayout(data.ArrayLayout(8, size), size)),
                 "write_enable": In(1),
                 "write_lane": In(range(size)),
-                "write_address": In(width),
+                "write_address": In(range(depth)),
                 "write_data": In(data.ArrayLayout(8, size)),
             }
         )
@@ -41,14 +43,12 @@ class VoteMemory(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         for lane in range(self._size):
-            bank = Memory(shape=8 * self._size, depth=self._depth, init=[])
-            m.submodules[f"bank_{lane}"] = bank
-            read, write = bank.read_port(), bank.write_port()
+            m.submodules[f"bank_{lane}"] = bank = Bank(8 * self._size, self._depth)
             m.d.comb += [
-                read.addr.eq(self.read_address),
-                self.read_data[lane].as_value().eq(read.data),
-                write.addr.eq(self.write_address),
-                write.data.eq(self.write_data.as_value()),
-                write.en.eq(self.write_enable & (self.write_lane == lane)),
+                bank.read_address.eq(self.read_address),
+                self.read_data[lane].as_value().eq(bank.read_data),
+                bank.write_address.eq(self.write_address),
+                bank.write_data.eq(self.write_data.as_value()),
+                bank.write_enable.eq(self.write_enable & (self.write_lane == lane)),
             ]
         return m

@@ -67,7 +67,9 @@ class Requantizer:
         Raises RedcaneError when no shift of 1 ... 47 can express the ratio.
         """
         if not 0 < ratio < 2**15:
-            raise RedcaneError(f"requantisation by {ratio:g} is out of range: the calibration data give no usable scale")
+            raise RedcaneError(
+                f"requantisation by {ratio:g} is out of range: the calibration data give no usable scale"
+            )
         mantissa, exponent = np.frexp(ratio)  # ratio = mantissa * 2**exponent, 0.5 <= mantissa < 1
         multiplier, shift = int(np.floor(mantissa * 2**16 + 0.5)), 16 - int(exponent)
         if multiplier == 2**16:
@@ -124,7 +126,9 @@ class Squash:
         gain = s_in / out.scale * norm / (1 + norm**2)
         shift = min(15, int(np.floor(np.log2(65535 / gain.max()))))
         if shift < 1:
-            raise RedcaneError(f"squash: an input scale of {s_in:g} against an output scale of {out.scale:g} is out of range")
+            raise RedcaneError(
+                f"squash: an input scale of {s_in:g} against an output scale of {out.scale:g} is out of range"
+            )
         return cls(np.floor(gain * 2.0**shift + 0.5).astype(np.uint16), shift, out)
 
 
@@ -204,7 +208,12 @@ class QClassCaps:
         return {"votes": self.votes, "weighted_sum": self.weighted_sum, "agreement": self.agreement}
 
     def with_products(self, products: dict[str, Product]) -> QClassCaps:
-        return replace(self, **products)
+        return replace(
+            self,
+            votes=products["votes"],
+            weighted_sum=products["weighted_sum"],
+            agreement=products["agreement"],
+        )
 
 
 Layer = QConvLayer | QPrimaryCaps | QClassCaps
@@ -212,7 +221,9 @@ Layer = QConvLayer | QPrimaryCaps | QClassCaps
 
 @dataclass(frozen=True)
 class QNetwork:
-    """A whole quantised network: image (H, W, C) -> class. `tables` holds the product table of every component in use."""
+    """A whole quantised network: image (H, W, C) -> class. `tables` holds the product table of every component in
+    use.
+    """
 
     image: tuple[int, int, int]
     input: Coding
@@ -228,7 +239,8 @@ class QNetwork:
     def with_components(self, assignment: dict[str, str], tables: dict[str, Table]) -> QNetwork:
         """The same network with other multipliers: assignment maps "layer.operation" to a component's name.
 
-        Raises RedcaneError for an unknown or a missing operation, a component without a table, or a sum that could overflow.
+        Raises RedcaneError for an unknown or a missing operation, a component without a table, or a sum that could
+        overflow.
         """
         known = {key for key, _, _ in self.products()}
         for key in assignment.keys() - known:
@@ -257,11 +269,13 @@ class QNetwork:
                 bound = bias + terms(layer, name) * product.term_bound(self.tables[product.component])
                 if bound >= 2**31:
                     raise RedcaneError(
-                        f"{layer.name}.{name}: {terms(layer, name)} products of {product.component} can overflow the 32-bit "
-                        "accumulator; split the sum or choose a multiplier with smaller products"
+                        f"{layer.name}.{name}: {terms(layer, name)} products of {product.component} can overflow the "
+                        "32-bit accumulator; split the sum or choose a multiplier with smaller products"
                     )
             if isinstance(layer, QClassCaps) and layer.weighted_sum.format != layer.agreement.format:
-                raise RedcaneError(f"{layer.name}: weighted_sum and agreement read the same votes and must share a format")
+                raise RedcaneError(
+                    f"{layer.name}: weighted_sum and agreement read the same votes and must share a format"
+                )
 
 
 def terms(layer: Layer, operation: str) -> int:

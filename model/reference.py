@@ -91,7 +91,8 @@ def routing(layer: QClassCaps, tables: dict[str, Table], votes: Codes, trace: Tr
 
 
 def class_capsules(layer: QClassCaps, tables: dict[str, Table], u: Codes, trace: Trace) -> Codes:
-    """Votes of capsules u (I, Din), then routing: (J, D)."""
+    """Votes of capsules u (I, Din), however they are laid out, then routing: (J, D)."""
+    u = u.reshape(layer.weights.shape[:2])
     terms = products(layer.votes, tables[layer.votes.component], u[:, :, None, None], layer.weights)
     votes = layer.votes.requantizer(terms.sum(axis=1))
     trace[f"{layer.name}.votes"] = votes

@@ -1,4 +1,6 @@
-"""cocotb bench of the whole accelerator: images in over AXI4-Stream, every packet that comes out kept for the scoreboard."""
+"""cocotb bench of the whole accelerator: images in over AXI4-Stream, every packet that comes out kept for the
+scoreboard.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ import cocotb
 import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, SimTimeoutError, with_timeout
-from cocotbext.axi import AxiStreamBus, AxiStreamFrame, AxiStreamSink, AxiStreamSource
+from cocotbext.axi import (  # type: ignore[import-untyped]  # it has no types
+    AxiStreamBus,
+    AxiStreamFrame,
+    AxiStreamSink,
+    AxiStreamSource,
+)
 
 from sim.bench import inputs, report
 
@@ -30,7 +37,7 @@ async def images(dut: Any) -> None:
     job = inputs()
     beats = np.load(job["beats"], allow_pickle=False)  # (N,) uint32, cut into transfers by `cuts`
     transfers = np.split(beats, job["cuts"])
-    cocotb.start_soon(Clock(dut.clk, CLOCK_NS, "ns").start())
+    Clock(dut.clk, CLOCK_NS, "ns").start()
     source = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis"), dut.clk, dut.rst)
     sink = AxiStreamSink(AxiStreamBus.from_prefix(dut, "m_axis"), dut.clk, dut.rst)
     if job["back_pressure"] > 0:

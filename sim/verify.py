@@ -30,7 +30,8 @@ MAX_DESCRIPTION = 2**20
 
 
 def load_program(network: QNetwork, rtl: Path) -> tuple[Program, NDArray[np.uint32]]:
-    """The program of a generated accelerator, compiled again from the network, and the set-up beats as they stand in program.hex.
+    """The program of a generated accelerator, compiled again from the network, and the set-up beats as they stand in
+    program.hex.
 
     Raises RedcaneError when the files are damaged or belong to another network.
     """
@@ -63,11 +64,13 @@ def verify(
 ) -> dict[str, Any]:
     """Run image codes (N, H, W, C) through the Verilog in `rtl` and compare every boundary with the reference.
 
-    Each image is computed twice: with every boundary emitted, and as in use, for its class and its cycles. `back_pressure` is the share of
-    time that both streams hold back (seeded). `progress` is told the number of images done, now and then. Returns the content of
-    verify.json (docs/artefacts.md): counts, the first mismatch or null, accuracies, cycles an image, utilisation.
+    Each image is computed twice: with every boundary emitted, and as in use, for its class and its cycles.
+    `back_pressure` is the share of time that both streams hold back (seeded). `progress` is told the number of images
+    done, now and then. Returns the content of verify.json (docs/artefacts.md): counts, the first mismatch or null,
+    accuracies, cycles an image, utilisation.
 
-    Raises RedcaneError for damaged files or a missing tool, sim.runner.BenchFailed when the accelerator does not answer.
+    Raises RedcaneError for damaged files or a missing tool, sim.runner.BenchFailed when the accelerator does not
+    answer.
     """
     program, setup = load_program(network, rtl)
     sources = sorted(rtl.glob("*.v"))

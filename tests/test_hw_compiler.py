@@ -44,7 +44,9 @@ def test_descriptors_hold_what_was_written() -> None:
 @settings(max_examples=25, deadline=None)
 @given(networks())
 def test_the_jobs_cover_every_product_once(network: QNetwork) -> None:
-    """The valid lanes and columns of all MATMUL jobs, counted, are the multiplications of the network (padded votes apart)."""
+    """The valid lanes and columns of all MATMUL jobs, counted, are the multiplications of the network (padded votes
+    apart).
+    """
     program = compile_network(network, kinds(network))
     code = program.setup[0].words[: program.traced_entry]
     done = 0

@@ -1,4 +1,6 @@
-"""Random networks through the whole accelerator under Verilator: equal to the reference at every boundary, and not when a gate is wrong."""
+"""Random networks through the whole accelerator under Verilator: equal to the reference at every boundary, and not
+when a gate is wrong.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,12 @@ from hypothesis import strategies as st
 
 from hw.generate import generate
 from model.errors import RedcaneError
-from model.qnetwork import QNetwork
+from model.qnetwork import Coding, Product, QClassCaps, QNetwork, Squash, exp_table
 from sim.verify import verify
-from tests.random_networks import image_codes, networks
+from tests.random_networks import codes, image_codes, networks, requantizer
 
-# Verilog and table of three "multipliers", two of which are nothing of the kind: they do not commute, and T[0, 0] is not zero.
+# Verilog and table of three "multipliers", two of which are nothing of the kind: they do not commute, and their
+# T[0, 0] is not zero.
 EXPRESSIONS = {"exact": "A * B", "wild": "(A * B) ^ {B, A} ^ 16'h5a5a", "wilder": "~{A, B ^ A}"}
 A, B = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
 TABLES = {
@@ -49,7 +52,9 @@ def check(network: QNetwork, seed: int, rows: int, columns: int, folder: Path) -
     return verify(network, folder, images, np.zeros(3, np.int64), seed=seed, back_pressure=0.4)
 
 
-def equal_to_the_reference(network: QNetwork, seed: int, shape: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> None:
+def equal_to_the_reference(
+    network: QNetwork, seed: int, shape: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     network = with_verilog_tables(network)
     result = check(network, seed, *shape, tmp_path_factory.mktemp("rtl"))
     assert result["first_mismatch"] is None
@@ -77,6 +82,34 @@ def test_many_random_networks(tmp_path_factory, network: QNetwork, seed: int, sh
     equal_to_the_reference(network, seed, shape, tmp_path_factory)
 
 
+@pytest.mark.parametrize("format", ["sign-magnitude", "affine"])
+def test_routing_alone(tmp_path: Path, format: str) -> None:
+    """Votes and three iterations: capsules that fill no word, sixteen dims, a wild multiplier in every operation."""
+    rng = np.random.default_rng(7)
+    unsigned, signed = Coding("unsigned", 1 / 255), Coding("signed", 1 / 127)
+    operand = Coding("affine", 1 / 127, 131) if format == "affine" else signed
+    inputs, dim_in, classes, dim = 37, 6, 10, 16
+
+    def product(a: Coding, b: Coding, out: Coding, component: str, terms: int) -> Product:
+        return Product(format, a, b, out, requantizer(rng, out, terms), component, align=1)
+
+    layer = QClassCaps(
+        "classcaps",
+        codes(rng, operand, (inputs, dim_in, classes, dim)),
+        product(operand, operand, operand, "wild", dim_in),
+        product(unsigned, operand, signed, "exact", inputs),
+        product(operand, operand, signed, "wilder", dim),
+        exp_table(0.05),
+        Squash.for_scales(0.01, operand),
+        3,
+    )
+    network = QNetwork((inputs, 1, dim_in), operand, (layer,), TABLES)
+    network.check()
+    result = check(network, 3, 4, 4, tmp_path)
+    assert result["first_mismatch"] is None
+    assert result["values_compared"] > 3 * inputs * classes * dim
+
+
 @settings(max_examples=1, **slowly)
 @given(networks())
 def test_a_wrong_gate_and_wrong_files_are_found(tmp_path_factory, network: QNetwork) -> None:
@@ -93,7 +126,7 @@ def test_a_wrong_gate_and_wrong_files_are_found(tmp_path_factory, network: QNetw
     assert len(first["index"]) == 3
 
     (folder / "program.hex").write_text("not a number\n")
-    with pytest.raises(RedcaneError, match="program.hex"):
+    with pytest.raises(RedcaneError, match=r"program\.hex"):
         verify(network, folder, images, np.zeros(1, np.int64))
     (folder / "accelerator.json").write_text("{}")
     with pytest.raises(RedcaneError, match="generate it again"):
