@@ -66,7 +66,7 @@ class Requantizer:
 
         Raises RedcaneError when no shift of 1 ... 47 can express the ratio.
         """
-        if not 0 < ratio < 2**15:
+        if not 0 < ratio < 2**14:
             raise RedcaneError(
                 f"requantisation by {ratio:g} is out of range: the calibration data give no usable scale"
             )
