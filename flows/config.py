@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows.yamlfile import read_yaml
+from model.yamlfile import read_yaml
 from model.errors import RedcaneError
 
 if TYPE_CHECKING:  # they bring torch, which a configuration can do without
@@ -98,8 +98,8 @@ class Assign(Section):
     library: str = Field("embedded", pattern=NAME, description="library of multipliers: `embedded`, or one that was imported")
     budget_points: Annotated[float, Field(ge=0, le=100)] = Field(
         0.5, description="loss of validation accuracy that the assignment may cost, in percentage points")
-    max_kinds: Annotated[int, Field(ge=1, le=16)] | None = Field(
-        None, description="different multipliers in a processing element, at most; none for any number")
+    max_kinds: Annotated[int, Field(ge=1, le=16)] = Field(3, description="different multipliers in a processing element, at most")
+    images: Positive = Field(256, description="training images on which the operations' real operands are sampled, the first ones")
 
 
 class Accelerator(Section):

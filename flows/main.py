@@ -115,18 +115,15 @@ def _operations(chosen: argparse.Namespace) -> None:
 
 
 def _import(chosen: argparse.Namespace) -> None:
-    from flows.tables import components_table
-    from model.multipliers.library import import_folder
+    from model.multipliers.library import describe, import_folder
 
-    print(components_table(import_folder(chosen.path, chosen.name)))
+    print(describe(import_folder(chosen.path, chosen.name)))
 
 
 def _list(chosen: argparse.Namespace) -> None:
-    from flows.tables import components_table
-    from model.multipliers.library import libraries
+    from model.multipliers.library import describe, library_names, load_library
 
-    for library in libraries(chosen.library):
-        print(components_table(library))
+    print("\n\n".join(describe(load_library(name)) for name in ([chosen.library] if chosen.library else library_names())))
 
 
 if __name__ == "__main__":

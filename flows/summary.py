@@ -1,0 +1,144 @@
+"""What a run came to: the facts that the terminal's summary and the report show, gathered from the artefacts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from flows.run import Run
+from flows.tables import table
+from model.qnetwork import QNetwork
+
+if TYPE_CHECKING:
+    from model.multipliers.component import Multiplier
+    from model.operations import Operation
+    from model.resilience import Resilience
+
+
+@dataclass(frozen=True)
+class OperationFacts:
+    """One operation of the network, with its multiplier if it has one."""
+
+    key: str
+    group: str
+    group_resilient: bool
+    multiplications: int
+    tolerated_nm: float
+    multiplier: str | None = None
+    format: str | None = None
+    nm: float | None = None  # of the multiplier on the operation's real operands
+    na: float | None = None
+
+
+class Facts:
+    """The artefacts of a run whose stages up to synthesize are made, read together."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.accuracy = run.read("accuracy.json")
+        self.selection = run.read("selection.json")
+        self.verify = run.read("verify.json")
+        self.synthesis = run.read("synthesis.json")
+
+    @cached_property
+    def network(self) -> QNetwork:
+        """The quantised network."""
+        return self.run.qnetwork()
+
+    @cached_property
+    def found(self) -> list[Operation]:
+        """Step 1's operations, with their counts."""
+        from model.operations import operations
+
+        return operations(self.run.network())
+
+    @cached_property
+    def resilience(self) -> Resilience:
+        """The outcome of steps 2 to 5."""
+        from model.resilience import Resilience
+
+        return Resilience.from_json(self.run.read("resilience.json"))
+
+    @cached_property
+    def operations(self) -> list[OperationFacts]:
+        """All operations, in the order of execution."""
+        products = {key: product for key, product, _ in self.network.products()}
+        rows = []
+        for operation in self.found:
+            product = products.get(operation.key)
+            noise = self.selection["figures"][operation.key][product.component] if product else {}
+            rows.append(
+                OperationFacts(
+                    operation.key,
+                    operation.group,
+                    self.resilience.groups[operation.group].resilient,
+                    operation.counts.multiplications,
+                    self.resilience.tolerated_nm(operation.key),
+                    product.component if product else None,
+                    product.format if product else None,
+                    noise.get("nm"),
+                    noise.get("na"),
+                )
+            )
+        return rows
+
+    @cached_property
+    def components(self) -> list[Multiplier]:
+        """The exact multiplier and those in use, in the library's order."""
+        library = self.run.library
+        used = {library.exact.name, *(row.multiplier for row in self.operations)}
+        return [component for name, component in library.components.items() if name in used]
+
+    @cached_property
+    def saved(self) -> float:
+        """Fraction of the multipliers' cost that the assignment saves, weighted by multiplications, against exact ones."""
+        library = self.run.library
+        rows = [row for row in self.operations if row.multiplier]
+        spent = sum(row.multiplications * library.cost(str(row.multiplier)) for row in rows)
+        full = sum(row.multiplications * library.cost(library.exact) for row in rows)
+        return 1 - spent / full
+
+    @property
+    def cost_title(self) -> str:
+        """What `saved` is a fraction of."""
+        if "power" in self.run.library.cost_name:
+            return "multiplier energy (published power)"
+        return "multiplier transistors (weighted by multiplications)"
+
+    @property
+    def top(self) -> dict[str, Any]:
+        """The whole accelerator's estimates."""
+        modules: dict[str, dict[str, Any]] = self.synthesis["modules"]
+        return modules[self.synthesis["top"]]
+
+
+def summary(run: Run) -> str:
+    """The end of `redcane run`."""
+    facts = Facts(run)
+    names = {"float": "float", "exact_8_bit": "8 bit, exact multipliers", "assigned": "8 bit, assigned multipliers"}
+    accuracies = [
+        (title, *(f"{100 * facts.accuracy[name][split]:.2f} %" for split in ("validation", "test")))
+        for name, title in names.items()
+    ]
+    multipliers = [
+        (row.key, f"{row.multiplications:,}", row.multiplier, row.format) for row in facts.operations if row.multiplier
+    ]
+    checked, top = facts.verify, facts.top
+    liberty = facts.synthesis["liberty"]
+    area = f", area {top['area']:,.0f} um2 ({liberty['file']})" if liberty else ""
+    lines = [
+        f"Run {run.config.name}: {run.config.dataset}, library {run.config.assign.library}",
+        "",
+        table(("accuracy", "validation", "test"), accuracies),
+        "",
+        table(("operation", "multiplications", "multiplier", "format"), multipliers),
+        "",
+        f"saved         {100 * facts.saved:.1f} % of {facts.cost_title}",
+        f"verified      {checked['images']} images, {checked['values_compared']:,} values, {checked['mismatches']} mismatches",
+        f"speed         {checked['cycles_per_image']['mean']:,.0f} cycles an image, {100 * checked['pe_utilisation']:.0f} % of the "
+        f"{checked['array'][0]} x {checked['array'][1]} PEs' cycles used",
+        f"size          {top['cells']:,} cells, {top['transistors']:,} transistors{area}, and {top['memory_bits']:,} bits of memory",
+        f"report        {run.folder / 'report.html'}",
+    ]
+    return "\n".join(lines)
