@@ -83,9 +83,9 @@ class MatmulEngine(wiring.Component):
         m = Module()
         p, config = self._parameters, self.config
         m.submodules.nest = nest = LoopNest()
-        m.submodules.a_address = a_address = LoopAddress()
-        m.submodules.b_address = b_address = LoopAddress()
-        m.submodules.o_address = o_address = LoopAddress()
+        m.submodules.a_addresses = a_address = LoopAddress()
+        m.submodules.b_addresses = b_address = LoopAddress()
+        m.submodules.o_addresses = o_address = LoopAddress()
         for level, count in enumerate(
             (config.groups, config.blocks, config.segments, config.chunks, config.rows, config.cols)
         ):
