@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.yamlfile import read_yaml
 from model.errors import RedcaneError
+from model.yamlfile import read_yaml
 
 if TYPE_CHECKING:  # they bring torch, which a configuration can do without
     from model.capsnet import CapsNetShape
@@ -48,7 +48,9 @@ class Network(Section):
     primary_stride: Positive = Field(description="its stride")
     class_dim: Positive = Field(description="dimensions of a class capsule")
     iterations: Annotated[int, Field(ge=1, le=16)] = Field(3, description="iterations of the dynamic routing")
-    decoder: list[Positive] = Field([], max_length=8, description="hidden layers of the reconstruction, in training only")
+    decoder: list[Positive] = Field(
+        [], max_length=8, description="hidden layers of the reconstruction, in training only"
+    )
 
 
 class Train(Section):
@@ -58,25 +60,37 @@ class Train(Section):
     batch: Positive = Field(32, description="images in a step")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(3e-3, description="of Adam; falls along half a cosine")
     patience: Positive = Field(60, description="epochs without a better validation before stopping")
-    reconstruction: Annotated[float, Field(ge=0, le=1e3)] = Field(0.0, description="weight of the decoder's squared error")
+    reconstruction: Annotated[float, Field(ge=0, le=1e3)] = Field(
+        0.0, description="weight of the decoder's squared error"
+    )
     shift: Annotated[float, Field(ge=0, le=64)] = Field(1.0, description="augmentation: largest random shift, pixels")
     rotation: Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="augmentation: largest rotation, degrees")
-    scale: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="augmentation: largest change of size, fraction")
+    scale: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="augmentation: largest change of size, fraction"
+    )
 
 
 class Analyze(Section):
     """Steps 2 to 5: noise in groups of operations, then in the layers of the groups that do not stand it."""
 
     noise_magnitudes: list[Annotated[float, Field(ge=0, le=10)]] = Field(
-        [0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0], min_length=1, max_length=100,
-        description="NM to try: standard deviation of the noise, relative to the tensor's range (the paper's list)")
-    noise_average: Annotated[float, Field(ge=-10, le=10)] = Field(0.0, description="NA: mean of the noise, relative too")
+        [0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0],
+        min_length=1,
+        max_length=100,
+        description="NM to try: standard deviation of the noise, relative to the tensor's range (the paper's list)",
+    )
+    noise_average: Annotated[float, Field(ge=-10, le=10)] = Field(
+        0.0, description="NA: mean of the noise, relative too"
+    )
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
-        [0, 1, 2, 3, 4], min_length=1, max_length=100, description="one evaluation each for every point")
+        [0, 1, 2, 3, 4], min_length=1, max_length=100, description="one evaluation each for every point"
+    )
     tolerance_points: Annotated[float, Field(ge=0, le=100)] = Field(
-        0.5, description="loss of accuracy, in percentage points, that counts as none")
+        0.5, description="loss of accuracy, in percentage points, that counts as none"
+    )
     resilient_nm: Annotated[float, Field(gt=0, le=10)] = Field(
-        0.1, description="a group or layer that tolerates this NM is resilient")
+        0.1, description="a group or layer that tolerates this NM is resilient"
+    )
     images: Annotated[int, Field(ge=0)] = Field(0, description="validation images to use, the first ones; 0 for all")
     batch: Positive = Field(256, description="images evaluated together; a tensor's range is taken over them")
 
@@ -85,21 +99,32 @@ class Quantize(Section):
     """From float to 8-bit codes (docs/numerics.md)."""
 
     format: NumberFormat = Field("sign-magnitude", description="number format of every operation")
-    formats: dict[str, NumberFormat] = Field({}, description="other formats for single operations, such as "
-                                             "`{conv1.mac: affine}`; weighted_sum and agreement share theirs")
-    align: Literal[0, 1] = Field(1, description="where the seven bits of a magnitude sit in the 8-bit multiplier: "
-                                 "0 at the bottom, 1 at the top")
+    formats: dict[str, NumberFormat] = Field(
+        {},
+        description="other formats for single operations, such as "
+        "`{conv1.mac: affine}`; weighted_sum and agreement share theirs",
+    )
+    align: Literal[0, 1] = Field(
+        1, description="where the seven bits of a magnitude sit in the 8-bit multiplier: 0 at the bottom, 1 at the top"
+    )
     images: Positive = Field(512, description="training images to calibrate the ranges on, the first ones")
 
 
 class Assign(Section):
     """Step 6: a multiplier for every operation that multiplies."""
 
-    library: str = Field("embedded", pattern=NAME, description="library of multipliers: `embedded`, or one that was imported")
+    library: str = Field(
+        "embedded", pattern=NAME, description="library of multipliers: `embedded`, or one that was imported"
+    )
     budget_points: Annotated[float, Field(ge=0, le=100)] = Field(
-        0.5, description="loss of validation accuracy that the assignment may cost, in percentage points")
-    max_kinds: Annotated[int, Field(ge=1, le=16)] = Field(3, description="different multipliers in a processing element, at most")
-    images: Positive = Field(256, description="training images on which the operations' real operands are sampled, the first ones")
+        0.5, description="loss of validation accuracy that the assignment may cost, in percentage points"
+    )
+    max_kinds: Annotated[int, Field(ge=1, le=16)] = Field(
+        3, description="different multipliers in a processing element, at most"
+    )
+    images: Positive = Field(
+        256, description="training images on which the operations' real operands are sampled, the first ones"
+    )
 
 
 class Accelerator(Section):
@@ -114,25 +139,31 @@ class Simulate(Section):
 
     images: Annotated[int, Field(ge=1, le=10_000)] = Field(20, description="test images to run, the first ones")
     back_pressure: Annotated[float, Field(ge=0, le=0.9)] = Field(
-        0.3, description="share of the time that both streams hold back, at random")
+        0.3, description="share of the time that both streams hold back, at random"
+    )
 
 
 class Synthesize(Section):
     """Estimates with Yosys."""
 
-    liberty: str | None = Field(None, description="Liberty file to give areas, a path relative to this file; "
-                                "else Debian's qflow-tech-osu018 where it is installed, else none")
+    liberty: str | None = Field(
+        None,
+        description="Liberty file to give areas, a path relative to this file; "
+        "else Debian's qflow-tech-osu018 where it is installed, else none",
+    )
 
 
 class Config(Section):
     """A run, from the data to the report; its artefacts land in `runs/<name>/`."""
 
     name: str = Field(pattern=NAME, description="name of the run and of its folder")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        0, description="everything random derives from it")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="everything random derives from it")
     dataset: Dataset = Field(description="`digits` (comes along), `mnist` or `fashion-mnist`")
-    data_dir: str | None = Field(None, description="folder that holds the dataset's official files, in a folder of the "
-                                 "dataset's name, a path relative to this file; else `$REDCANE_DATA`, else a download")
+    data_dir: str | None = Field(
+        None,
+        description="folder that holds the dataset's official files, in a folder of the "
+        "dataset's name, a path relative to this file; else `$REDCANE_DATA`, else a download",
+    )
     network: Network
     train: Train = Train()
     analyze: Analyze = Analyze()
@@ -193,7 +224,7 @@ class Config(Section):
         """The number format of every operation that multiplies; raises RedcaneError for one that there is not."""
         from model.quantize import OPERATIONS, check_formats
 
-        return check_formats({key: self.quantize.format for key in OPERATIONS} | self.quantize.formats)
+        return check_formats(dict.fromkeys(OPERATIONS, self.quantize.format) | self.quantize.formats)
 
 
 def _sentence(error: ValidationError) -> str:
@@ -253,9 +284,9 @@ def documentation() -> str:
     lines = [
         "# Configuration of a run",
         "",
-        "A YAML file; `configs/digits.yaml` is one. Unknown keys and wrong types are errors, aliases and repeated keys too.",
-        "Command-line options override it: `--library` (assign.library), `--data` (data_dir), `--liberty`",
-        "(synthesize.liberty), `--images` (simulate.images).",
+        "A YAML file, such as `configs/digits.yaml`. Unknown or repeated keys, wrong types and aliases are errors.",
+        "Options of the command line override it: `--library` (assign.library), `--data` (data_dir),",
+        "`--liberty` (synthesize.liberty), `--images` (simulate.images).",
         "",
         "```yaml",
         *_EXAMPLE.splitlines(),
@@ -263,10 +294,17 @@ def documentation() -> str:
         "",
         "This page is made from `flows/config.py`: `python -m flows.config > docs/configuration.md`.",
     ]
-    sections = [("The top of the file", Config, False)]
+    sections: list[tuple[str, type[Section], bool]] = [("The top of the file", Config, False)]
     sections += [(f"`{name}`", _section((name,)), True) for name in Config.model_fields if _is_section(name)]
     for title, section, named in sections:
-        lines += ["", f"## {title}", (section.__doc__ or "").strip(), "", "| key | default | meaning |", "|---|---|---|"]
+        lines += [
+            "",
+            f"## {title}",
+            (section.__doc__ or "").strip(),
+            "",
+            "| key | default | meaning |",
+            "|---|---|---|",
+        ]
         for name, field in section.model_fields.items():
             if named or not _is_section(name):
                 default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (the design failed), 2 (bad input), 130 (stopped with Ctrl-C)."""
     chosen = _parser().parse_args(arguments)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds: a log wants fewer lines than a terminal
     from flows.stage import Failed
 
     try:
@@ -42,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("stopped; the same command goes on from here", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        sys.stdout = None  # type: ignore[assignment]  # so that Python does not try to flush it
+        sys.stdout = None  # so that Python does not try to flush it
         return 0
     except OSError as error:  # a full disk, a folder that may not be written
         return _say(f"{error.filename or 'the system'}: {error.strerror or error}", BAD_INPUT)
@@ -54,13 +57,19 @@ def _say(what: object, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="redcane", description="From a capsule network to a verified approximate accelerator.")
+    parser = argparse.ArgumentParser(
+        prog="redcane", description="From a capsule network to a verified approximate accelerator."
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, text in STAGES.items():
-        command = commands.add_parser(name, help=text, description=f"{name}: {text}. Brings up to date whatever comes before.")
+        command = commands.add_parser(
+            name, help=text, description=f"{name}: {text}. Brings up to date whatever comes before."
+        )
         _add_run_arguments(command)
         command.set_defaults(command=_stage, stage=name)
-    command = commands.add_parser("operations", help="the operations of a network, by layer and group, with their counts")
+    command = commands.add_parser(
+        "operations", help="the operations of a network, by layer and group, with their counts"
+    )
     _add_run_arguments(command)
     command.set_defaults(command=_operations)
     library = commands.add_parser("library", help="the multipliers to choose from")
@@ -76,12 +85,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, metavar="CONFIG", help="configuration of the run, such as configs/digits.yaml")
-    command.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs' folders lie (default: runs)")
+    command.add_argument(
+        "config", type=Path, metavar="CONFIG", help="configuration of the run, such as configs/digits.yaml"
+    )
+    command.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs' folders lie (default: runs)"
+    )
     command.add_argument("--library", metavar="NAME", help="library of multipliers, in place of the configured one")
-    command.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets, in place of the configured one")
+    command.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder that holds the data sets, in place of the configured one"
+    )
     command.add_argument("--liberty", type=Path, metavar="FILE", help="Liberty file to give areas")
-    command.add_argument("--images", type=int, metavar="N", help="test images to verify, in place of the configured number")
+    command.add_argument(
+        "--images", type=int, metavar="N", help="test images to verify, in place of the configured number"
+    )
 
 
 def _run(chosen: argparse.Namespace) -> Run:
@@ -123,7 +140,9 @@ def _import(chosen: argparse.Namespace) -> None:
 def _list(chosen: argparse.Namespace) -> None:
     from model.multipliers.library import describe, library_names, load_library
 
-    print("\n\n".join(describe(load_library(name)) for name in ([chosen.library] if chosen.library else library_names())))
+    print(
+        "\n\n".join(describe(load_library(name)) for name in ([chosen.library] if chosen.library else library_names()))
+    )
 
 
 if __name__ == "__main__":

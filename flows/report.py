@@ -36,7 +36,7 @@ def report(run: Run, about: Json) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": lambda x, digits=2: f"{100 * x:.{digits}f} %", "number": lambda x: f"{x:,.0f}"}
+    environment.filters |= {"percent": _percent, "number": "{:,.0f}".format}
     return environment.get_template("report.html.j2").render(
         facts=facts,
         run=run,
@@ -53,10 +53,14 @@ def parts(synthesis: dict[str, Any]) -> list[Part]:
     """The modules of a synthesis, those that differ by a number only taken together, the largest first."""
     alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for name, module in synthesis["modules"].items():
-        plain = name.removeprefix(f"{synthesis['top']}.")
-        alike[re.sub(r"(?<=_)\d+(?=\.|$)|\$\d+$", lambda found: "*" if found[0][0] != "$" else "", plain)].append(module)
+        plain = re.sub(r"\$\d+$", "", name.removeprefix(f"{synthesis['top']}."))
+        alike[re.sub(r"(?<=_)\d+(?=\.|$)", "*", plain)].append(module)
     rows = [Part(name, sum(m["instances"] for m in modules), modules[0]) for name, modules in alike.items()]
     return sorted(rows, key=lambda part: (-part.module["transistors"], -part.module["memory_bits"], part.name))
+
+
+def _percent(fraction: float, digits: int = 2) -> str:
+    return f"{100 * fraction:.{digits}f} %"
 
 
 def _image(path: Path) -> str:

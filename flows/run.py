@@ -31,6 +31,20 @@ class Run:
     config: Config
     folder: Path
 
+    def check(self) -> None:
+        """Raise RedcaneError for what is wrong with the configuration beyond single keys, before work starts on it."""
+        from model.training import check_fit
+
+        config = self.config
+        check_fit(config.shape(), self.dataset)
+        config.recipe()
+        config.resilience()
+        config.formats()
+        if config.train.reconstruction > 0 and not config.network.decoder:
+            raise RedcaneError(
+                "train.reconstruction: the network has no decoder; give network.decoder its hidden sizes, or take 0"
+            )
+
     @cached_property
     def dataset(self) -> Dataset:
         """The configured images. Raises RedcaneError when their files are missing or broken."""
@@ -46,7 +60,7 @@ class Run:
 
     @cached_property
     def library(self) -> Library:
-        """The configured library of multipliers. Raises RedcaneError when there is none of that name, or it is broken."""
+        """The configured library of multipliers. Raises RedcaneError when there is none, or a broken one."""
         from model.multipliers.library import load_library
 
         return load_library(self.config.assign.library)
@@ -72,15 +86,15 @@ class Run:
 
         return load_weights(self.config.shape(), self.folder / "network.safetensors")[0]
 
-    def read(self, artefact: str) -> dict[str, Any]:
-        """A JSON artefact of this run; RedcaneError when it is missing or not JSON."""
+    def read(self, artefact: str, *keys: str) -> dict[str, Any]:
+        """A JSON artefact of this run; RedcaneError when it is missing, not JSON, or lacks one of the keys."""
         path = self.folder / artefact
         try:
             content = json.loads(read_bounded(path, _JSON_LIMIT))
         except (ValueError, RecursionError):
             content = None
-        if not isinstance(content, dict):
-            raise RedcaneError(f"{path}: not a JSON object; delete it to have it made again")
+        if not isinstance(content, dict) or not all(key in content for key in keys):
+            raise RedcaneError(f"{path}: damaged; delete it to have it made again")
         return content
 
     def provenance(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Stage(Generic[R]):
 
     `inputs` and `outputs` are names in the run's folder (files or folders); every input is an output of an earlier
     stage. `settings` gives the rest of what the outputs depend on, as JSON: configuration values, hashes of data.
-    `make(run, scratch, made_from)` writes every output into the folder `scratch`; `made_from` is the provenance to put into them.
+    `make(run, scratch, about)` writes every output into the folder `scratch`; `about` is the provenance to put there.
     `check(run)` looks at outputs that are there and raises Failed when they tell of a failure.
     """
 
@@ -65,7 +65,7 @@ class Pipeline(Generic[R]):
         provenance: Callable[[], Json] = dict,
         tell: Callable[[str], None] = print,
     ) -> None:
-        """`provenance` gives what every record carries beside the hashes: tool versions, seed. `tell` shows progress."""
+        """`provenance` gives what a record carries beside the hashes: tool versions, seed. `tell` shows progress."""
         self.stages, self.folder, self.run, self.provenance, self.tell = list(stages), folder, run, provenance, tell
         maker: dict[str, str] = {}
         for stage in self.stages:
@@ -141,7 +141,7 @@ class Pipeline(Generic[R]):
             for name in stage.outputs:
                 _replace(scratch / name, self.folder / name, scratch)
             outputs = {name: digest(self.folder / name) for name in stage.outputs}
-            text = json.dumps({"schema": RECORD_SCHEMA, **about, "outputs": outputs}, indent=1, sort_keys=True)
+            text = json.dumps({"schema": RECORD_SCHEMA, **about, "outputs": outputs}, indent=1)
             write_atomic(self._record_path(stage.name), text + "\n")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -163,10 +163,14 @@ class Pipeline(Generic[R]):
             aside = self.folder / f"{name}.edited"
             _remove(aside)
             os.replace(self.folder / name, aside)
-            self.tell(f"{stage.name}: {name} was edited by hand but what it depends on changed; your version is now {aside}")
+            self.tell(
+                f"{stage.name}: {name} was edited by hand but what it depends on changed; your version is now {aside}"
+            )
 
     def _require(self, needed: list[Stage[R]]) -> None:
-        """Ask for tools before long work starts: those of every stage that is stale, or comes after one that is."""
+        """Before long work starts: can all settings be read, and are the tools there that will be called?"""
+        for stage in needed:
+            stage.settings(self.run)
         stale: set[str] = set()
         for stage in needed:
             if stale & {self._maker[name] for name in stage.inputs} or not self.is_fresh(stage):
@@ -205,12 +209,16 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise RedcaneError(f"{folder}: cannot be written ({error.strerror}); choose another place with --runs") from None
+        raise RedcaneError(
+            f"{folder}: cannot be written ({error.strerror}); choose another place with --runs"
+        ) from None
     try:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: not inherited by worker processes
         except OSError:
-            raise RedcaneError(f"{folder}: another redcane is working here; wait for it, or choose another --runs") from None
+            raise RedcaneError(
+                f"{folder}: another redcane is working here; wait for it, or choose another --runs"
+            ) from None
         yield
     finally:
         os.close(handle)

@@ -37,7 +37,7 @@ from sim.verify import verify
 
 def write_json(path: Path, content: dict[str, Any], about: Json) -> None:
     """An artefact in JSON, with its provenance; the same bytes for the same content."""
-    write_atomic(path, json.dumps({**content, "provenance": about}, indent=1, sort_keys=True) + "\n")
+    write_atomic(path, json.dumps({**content, "provenance": about}, indent=1) + "\n")
 
 
 def _partial(run: Run, name: str) -> Path:
@@ -59,8 +59,7 @@ def _train(run: Run, scratch: Path, about: Json) -> None:
         "history": asdict(history),
     }
     # one entry only: safetensors writes several in a random order
-    metadata = {"redcane": json.dumps({**content, "provenance": about}, sort_keys=True)}
-    save_weights(network, scratch / "network.safetensors", metadata)
+    save_weights(network, scratch / "network.safetensors", {"provenance": json.dumps(about)})
     write_json(scratch / "training.json", content, about)
     checkpoint.unlink(missing_ok=True)
 
@@ -102,7 +101,7 @@ def _assign(run: Run, scratch: Path, about: Json) -> None:
         {o.key: o.counts.multiplications for o in operations(run.network())},
         {key: resilience.tolerated_nm(key) for key in keys},
         lambda chosen: _integer_accuracy(exact.with_components(chosen, tables), run.dataset.validation),
-        run.read("training.json")["accuracy"]["validation"],
+        run.read("training.json", "accuracy")["accuracy"]["validation"],
         config.assign.budget_points,
         config.assign.max_kinds,
         tell,
@@ -120,10 +119,13 @@ def _quantize(run: Run, scratch: Path, about: Json) -> None:
     exact = _quantized(run, assigned.formats)
     network = exact.with_components(assigned.components, tables)
     measured = {
-        name: {"validation": _integer_accuracy(n, run.dataset.validation), "test": _integer_accuracy(n, run.dataset.test)}
+        name: {
+            "validation": _integer_accuracy(n, run.dataset.validation),
+            "test": _integer_accuracy(n, run.dataset.test),
+        }
         for name, n in (("exact_8_bit", exact), ("assigned", network))
     }
-    floating = run.read("training.json")["accuracy"]
+    floating = run.read("training.json", "accuracy")["accuracy"]
     write_json(scratch / "accuracy.json", {"schema": 1, "float": floating, **measured}, about)
     save(network, scratch / "qmodel")
     write_json(scratch / "qmodel" / "provenance.json", {}, about)
@@ -156,7 +158,7 @@ def _simulate(run: Run, scratch: Path, about: Json) -> None:
 
 def _check_verification(run: Run) -> None:
     """Raises Failed with the first difference when the Verilog does not compute what the reference does."""
-    result = run.read("verify.json")
+    result = run.read("verify.json", "mismatches", "values_compared", "first_mismatch")
     if result["mismatches"]:
         first = result["first_mismatch"]
         raise Failed(
@@ -280,4 +282,5 @@ def tell(text: str) -> None:
 
 def bring_up(run: Run, target: str) -> None:
     """Bring a stage and all that it needs up to date; see Pipeline.bring_up for what it raises."""
+    run.check()
     Pipeline(STAGES, run.folder, run, run.provenance, tell).bring_up(target)

@@ -36,10 +36,12 @@ class Facts:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.accuracy = run.read("accuracy.json")
-        self.selection = run.read("selection.json")
-        self.verify = run.read("verify.json")
-        self.synthesis = run.read("synthesis.json")
+        self.accuracy = run.read("accuracy.json", "float", "exact_8_bit", "assigned")
+        self.selection = run.read("selection.json", "figures", "history", "warning")
+        self.verify = run.read(
+            "verify.json", "images", "values_compared", "mismatches", "cycles_per_image", "pe_utilisation", "array"
+        )
+        self.synthesis = run.read("synthesis.json", "top", "modules", "liberty")
 
     @cached_property
     def network(self) -> QNetwork:
@@ -92,7 +94,7 @@ class Facts:
 
     @cached_property
     def saved(self) -> float:
-        """Fraction of the multipliers' cost that the assignment saves, weighted by multiplications, against exact ones."""
+        """Fraction of exact multipliers' cost, weighted by multiplications, that the assignment saves."""
         library = self.run.library
         rows = [row for row in self.operations if row.multiplier]
         spent = sum(row.multiplications * library.cost(str(row.multiplier)) for row in rows)
@@ -125,20 +127,24 @@ def summary(run: Run) -> str:
         (row.key, f"{row.multiplications:,}", row.multiplier, row.format) for row in facts.operations if row.multiplier
     ]
     checked, top = facts.verify, facts.top
+    (rows, columns), cycles = checked["array"], checked["cycles_per_image"]["mean"]
     liberty = facts.synthesis["liberty"]
-    area = f", area {top['area']:,.0f} um2 ({liberty['file']})" if liberty else ""
+    size = f"{top['cells']:,} cells, {top['transistors']:,} transistors"
+    if liberty:
+        size += f", {top['area']:,.0f} um2 ({liberty['file']})"
     lines = [
         f"Run {run.config.name}: {run.config.dataset}, library {run.config.assign.library}",
         "",
         table(("accuracy", "validation", "test"), accuracies),
         "",
-        table(("operation", "multiplications", "multiplier", "format"), multipliers),
+        table(("operation", "multiplications", "multiplier", "format"), multipliers, left=(0, 2, 3)),
         "",
         f"saved         {100 * facts.saved:.1f} % of {facts.cost_title}",
-        f"verified      {checked['images']} images, {checked['values_compared']:,} values, {checked['mismatches']} mismatches",
-        f"speed         {checked['cycles_per_image']['mean']:,.0f} cycles an image, {100 * checked['pe_utilisation']:.0f} % of the "
-        f"{checked['array'][0]} x {checked['array'][1]} PEs' cycles used",
-        f"size          {top['cells']:,} cells, {top['transistors']:,} transistors{area}, and {top['memory_bits']:,} bits of memory",
+        f"verified      {checked['images']} images, {checked['values_compared']:,} values, "
+        f"{checked['mismatches']} mismatches",
+        f"speed         {cycles:,.0f} cycles an image, {100 * checked['pe_utilisation']:.0f} % of the "
+        f"{rows} x {columns} PEs' cycles used",
+        f"size          {size}, and {top['memory_bits']:,} bits of memory",
         f"report        {run.folder / 'report.html'}",
     ]
     return "\n".join(lines)

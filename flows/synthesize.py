@@ -86,8 +86,8 @@ def synthesize(rtl: Path, liberty: Path | None = None, top: str = TOP) -> dict[s
     {"schema": 1, "top": "redcane", "liberty": {"file": name, "sha256": hash} or null, "flow": Yosys' script,
      "modules": {name: the fields of Module}}; the module `top` holds the totals.
 
-    Raises RedcaneError for a folder without Verilog, Verilog or Liberty that Yosys refuses, and a design with parts that
-    are neither gates nor memories.
+    Raises RedcaneError for a folder without Verilog, Verilog or Liberty that Yosys refuses, and a design with parts
+    that are neither gates nor memories.
     """
     with tempfile.TemporaryDirectory(prefix="redcane-synthesis-") as name:
         folder = Path(name)
@@ -100,7 +100,8 @@ def synthesize(rtl: Path, liberty: Path | None = None, top: str = TOP) -> dict[s
         except YosysError as error:
             if (folder / "transistors.json").exists():  # so it went wrong with the Liberty file
                 raise RedcaneError(
-                    f"{liberty}: Yosys cannot map to these cells ({error.reason}); gates and a flip-flop with their timing are needed"
+                    f"{liberty}: Yosys cannot map to these cells ({error.reason}); "
+                    "gates and a flip-flop with their timing are needed"
                 ) from None
             raise
         bits = _memory_bits(_json(folder / "before.json"))
@@ -163,7 +164,8 @@ def _modules(mapped: dict[str, Any], bits: dict[str, int], areas: dict[str, Any]
                 instances=0,
                 cells=sum(k for t, k in types.items() if t.startswith("$_")) + sum(p.cells * k for p, k in parts),
                 transistors=int(str(own[name].get("estimated_num_transistors", "0")).rstrip("+")),  # parts included
-                flip_flops=sum(k for t, k in types.items() if t.startswith("$_DFF")) + sum(p.flip_flops * k for p, k in parts),
+                flip_flops=sum(k for t, k in types.items() if t.startswith("$_DFF"))
+                + sum(p.flip_flops * k for p, k in parts),
                 memory_bits=bits.get(name, 0) + sum(p.memory_bits * k for p, k in parts),
                 area=own_area[name].get("area", 0.0) if areas else None,  # none for a module of memories alone
             )

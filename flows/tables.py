@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from model.capsnet import CapsNetShape
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
-    """Aligned columns; the first `left` of them to the left, the others, being numbers, to the right."""
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], left: Collection[int] = (0,)) -> str:
+    """Aligned columns: those in `left`, being words, to the left, the others, being numbers, to the right."""
     lines = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
-        "  ".join(c.ljust(w) if k < left else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     )
 
@@ -39,8 +41,18 @@ def operations_table(shape: CapsNetShape) -> str:
         for operation in found
     ]
     rows.append(["total", "", "", "", *_counts(total(found))])
-    header = ["layer", "operation", "group", "times", "multiplications", "additions", "divisions", "exponentials", "roots"]
-    return table(header, rows, left=3)
+    header = [
+        "layer",
+        "operation",
+        "group",
+        "times",
+        "multiplications",
+        "additions",
+        "divisions",
+        "exponentials",
+        "roots",
+    ]
+    return table(header, rows, left=(0, 1, 2))
 
 
 def _counts(counts: object) -> list[str]:

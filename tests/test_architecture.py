@@ -40,7 +40,11 @@ def test_there_is_something_in_every_room() -> None:
 def test_hardware_and_reference_load_without_torch() -> None:
     modules = [
         ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        for file in [*sorted((ROOT / "hw").rglob("*.py")), ROOT / "model" / "reference.py", ROOT / "model" / "qnetwork.py"]
+        for file in [
+            *sorted((ROOT / "hw").rglob("*.py")),
+            ROOT / "model" / "reference.py",
+            ROOT / "model" / "qnetwork.py",
+        ]
     ]
     code = "import sys; sys.modules['torch'] = None\n" + "\n".join(f"import {module}" for module in modules)
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -49,10 +53,10 @@ def test_hardware_and_reference_load_without_torch() -> None:
 
 def test_the_command_line_answers_without_torch() -> None:
     """Help and a wrong configuration should not cost two seconds of imports."""
-    code = "import sys; sys.modules['torch'] = None; from flows.main import main; sys.exit(main(['train', 'no such file']))"
+    code = "import sys; sys.modules['torch'] = None\nfrom flows.main import main\nsys.exit(main(['run', 'nofile']))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "redcane: no such file: no such file\n"
+    assert result.stderr == "redcane: nofile: no such file\n"
 
 
 def test_nothing_unsafe() -> None:
@@ -61,7 +65,9 @@ def test_nothing_unsafe() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
-                assert name not in {"eval", "exec", "os.system", "torch.load", "pickle.load", "pickle.loads"}, f"{file}: {name}"
+                assert name not in {"eval", "exec", "os.system", "torch.load", "pickle.load", "pickle.loads"}, (
+                    f"{file}: {name}"
+                )
                 for keyword in node.keywords:
                     unsafe = (keyword.arg, ast.unparse(keyword.value)) in {("shell", "True"), ("allow_pickle", "True")}
                     assert not unsafe, f"{file}: {name}({keyword.arg}=True)"

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from flows.config import Config, documentation
-from model.yamlfile import SIZE_LIMIT, read_yaml
 from model.errors import RedcaneError
+from model.yamlfile import SIZE_LIMIT, read_yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,7 +64,10 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         (GOOD + "train: {epochs: 5.0}", "x.yaml: train.epochs: 5.0 is wrong: input should be a valid integer"),
         (GOOD + "train: {epochs: true}", "x.yaml: train.epochs: True is wrong: input should be a valid integer"),
         (GOOD + "train: {epochs: 0}", "x.yaml: train.epochs: 0 is wrong: input should be greater than or equal to 1"),
-        (GOOD + "train: {learning_rate: .nan}", "x.yaml: train.learning_rate: nan is wrong: input should be a finite number"),
+        (
+            GOOD + "train: {learning_rate: .nan}",
+            "x.yaml: train.learning_rate: nan is wrong: input should be a finite number",
+        ),
         (GOOD + "accelerator: {rows: 5}", "x.yaml: accelerator.rows: 5 is wrong: input should be 4, 8, 16, 32 or 64"),
         (GOOD.replace("tiny", "../../etc"), "x.yaml: name: '../../etc' is wrong"),
         (GOOD.replace("[8, 8, 1]", "[8, 8]"), "x.yaml: network.image: "),
@@ -123,4 +126,7 @@ def test_the_documentation_is_up_to_date() -> None:
 
 def test_the_documented_example_is_a_configuration(tmp_path: Path) -> None:
     example = documentation().split("```yaml\n")[1].split("```")[0]
-    assert load(tmp_path, example).model_dump() == {**load(tmp_path, example).model_dump(), **yaml.safe_load("name: mine")}
+    assert load(tmp_path, example).model_dump() == {
+        **load(tmp_path, example).model_dump(),
+        **yaml.safe_load("name: mine"),
+    }

@@ -223,7 +223,14 @@ def test_going_back_after_a_kill_does_not_trust_mixed_outputs(tmp_path: Path) ->
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from flows.stage import locked\nwith locked(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    code = """
+import sys
+from pathlib import Path
+from flows.stage import locked
+with locked(Path(sys.argv[1])):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         cwd=Path(__file__).parent.parent,

@@ -32,12 +32,20 @@ module pe(input clk, input [7:0] a, input [7:0] b, input sel, output reg [15:0] 
 endmodule
 """,
     "large.v": "module large(input [7:0] A, input [7:0] B, output [15:0] O); assign O = A*B; endmodule",
-    "small.v": "module small(input [7:0] A, input [7:0] B, output [15:0] O); assign O = {A[7:6]*B[7:6], 12'b0}; endmodule",
+    "small.v": """
+module small(input [7:0] A, input [7:0] B, output [15:0] O);
+  assign O = {A[7:6]*B[7:6], 12'b0};
+endmodule
+""",
 }
+
 
 def gate(name: str, area: int, function: str, pins: str) -> str:
     """A cell in Liberty's words; ABC wants timing, any."""
-    tables = " ".join(f'{kind}(scalar) {{ values("0.1"); }}' for kind in ("cell_rise", "cell_fall", "rise_transition", "fall_transition"))
+    tables = " ".join(
+        f'{kind}(scalar) {{ values("0.1"); }}'
+        for kind in ("cell_rise", "cell_fall", "rise_transition", "fall_transition")
+    )
     arcs = " ".join(f'timing() {{ related_pin: "{pin}"; {tables} }}' for pin in pins)
     inputs = " ".join(f"pin({pin}) {{ direction: input; capacitance: 1; }}" for pin in pins)
     return f'cell({name}) {{ area: {area}; {inputs} pin(Y) {{ direction: output; function: "{function}"; {arcs} }} }}\n'
