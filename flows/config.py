@@ -56,17 +56,17 @@ class Network(Section):
 class Train(Section):
     """How the network is trained. The weights of the epoch that was best on the validation split are kept."""
 
-    epochs: Positive = Field(60, description="passes over the training images, at most")
+    epochs: Positive = Field(120, description="passes over the training images, at most")
     batch: Positive = Field(32, description="images in a step")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(3e-3, description="of Adam; falls along half a cosine")
-    patience: Positive = Field(60, description="epochs without a better validation before stopping")
+    patience: Positive = Field(40, description="epochs without a better validation before stopping")
     reconstruction: Annotated[float, Field(ge=0, le=1e3)] = Field(
         0.0, description="weight of the decoder's squared error"
     )
-    shift: Annotated[float, Field(ge=0, le=64)] = Field(1.0, description="augmentation: largest random shift, pixels")
-    rotation: Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="augmentation: largest rotation, degrees")
+    shift: Annotated[float, Field(ge=0, le=64)] = Field(0.7, description="augmentation: largest random shift, pixels")
+    rotation: Annotated[float, Field(ge=0, le=180)] = Field(8.0, description="augmentation: largest rotation, degrees")
     scale: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="augmentation: largest change of size, fraction"
+        0.05, description="augmentation: largest change of size, fraction"
     )
 
 
@@ -83,13 +83,13 @@ class Analyze(Section):
         0.0, description="NA: mean of the noise, relative too"
     )
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
-        [0, 1, 2, 3, 4], min_length=1, max_length=100, description="one evaluation each for every point"
+        list(range(10)), min_length=1, max_length=100, description="one evaluation each for every point"
     )
     tolerance_points: Annotated[float, Field(ge=0, le=100)] = Field(
         0.5, description="loss of accuracy, in percentage points, that counts as none"
     )
     resilient_nm: Annotated[float, Field(gt=0, le=10)] = Field(
-        0.1, description="a group or layer that tolerates this NM is resilient"
+        0.02, description="a group or layer that tolerates this NM is resilient"
     )
     images: Annotated[int, Field(ge=0)] = Field(0, description="validation images to use, the first ones; 0 for all")
     batch: Positive = Field(256, description="images evaluated together; a tensor's range is taken over them")

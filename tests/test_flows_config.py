@@ -10,6 +10,8 @@ import yaml
 
 from flows.config import Config, documentation
 from model.errors import RedcaneError
+from model.resilience import ResilienceSettings
+from model.training import TrainingRecipe
 from model.yamlfile import SIZE_LIMIT, read_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -130,3 +132,9 @@ def test_the_documented_example_is_a_configuration(tmp_path: Path) -> None:
         **load(tmp_path, example).model_dump(),
         **yaml.safe_load("name: mine"),
     }
+
+
+def test_the_defaults_are_those_of_what_they_configure() -> None:
+    config = Config.load(ROOT / "configs" / "digits.yaml")
+    assert config.recipe() == TrainingRecipe()
+    assert config.resilience() == ResilienceSettings()
