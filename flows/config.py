@@ -83,7 +83,7 @@ class Analyze(Section):
         0.0, description="NA: mean of the noise, relative too"
     )
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
-        list(range(10)), min_length=1, max_length=100, description="one evaluation each for every point"
+        [0, 1, 2], min_length=1, max_length=100, description="one evaluation each for every point"
     )
     tolerance_points: Annotated[float, Field(ge=0, le=100)] = Field(
         0.5, description="loss of accuracy, in percentage points, that counts as none"
@@ -107,7 +107,7 @@ class Quantize(Section):
     align: Literal[0, 1] = Field(
         1, description="where the seven bits of a magnitude sit in the 8-bit multiplier: 0 at the bottom, 1 at the top"
     )
-    images: Positive = Field(512, description="training images to calibrate the ranges on, the first ones")
+    images: Positive = Field(2048, description="training images to calibrate the ranges on, the first ones")
 
 
 class Assign(Section):
@@ -117,7 +117,7 @@ class Assign(Section):
         "embedded", pattern=NAME, description="library of multipliers: `embedded`, or one that was imported"
     )
     budget_points: Annotated[float, Field(ge=0, le=100)] = Field(
-        0.5, description="loss of validation accuracy that the assignment may cost, in percentage points"
+        0.5, description="loss of accuracy against the float network that the assignment may cost, in percentage points"
     )
     max_kinds: Annotated[int, Field(ge=1, le=16)] = Field(
         3, description="different multipliers in a processing element, at most"
@@ -163,6 +163,11 @@ class Config(Section):
         None,
         description="folder that holds the dataset's official files, in a folder of the "
         "dataset's name, a path relative to this file; else `$REDCANE_DATA`, else a download",
+    )
+    copies: Annotated[int, Field(ge=0, le=1000)] = Field(
+        7,
+        description="steps 2 to 6 measure accuracies on the validation images and on so many copies of each, "
+        "moved about as in training; 0 does where validation images are many",
     )
     network: Network
     train: Train = Train()

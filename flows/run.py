@@ -16,7 +16,7 @@ from model.files import digest, read_bounded
 
 if TYPE_CHECKING:
     from model.capsnet import CapsNet
-    from model.datasets import Dataset
+    from model.datasets import Dataset, Split
     from model.multipliers.library import Library
     from model.qnetwork import QNetwork
 
@@ -52,6 +52,13 @@ class Run:
 
         data_dir = Path(self.config.data_dir) if self.config.data_dir is not None else None
         return datasets.load(self.config.dataset, data_dir, self.config.seed)
+
+    @cached_property
+    def selection_images(self) -> Split:
+        """What steps 2 to 6 measure accuracies on: the validation images and their moved copies."""
+        from model.training import moved_about
+
+        return moved_about(self.dataset.validation, self.config.recipe(), self.config.copies)
 
     @cached_property
     def dataset_hash(self) -> str:

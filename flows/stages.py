@@ -66,7 +66,7 @@ def _train(run: Run, scratch: Path, about: Json) -> None:
 
 def _analyze(run: Run, scratch: Path, about: Json) -> None:
     points = _partial(run, "analysis.jsonl")
-    result = analyze(run.network(), run.dataset.validation, run.config.resilience(), points)
+    result = analyze(run.network(), run.selection_images, run.config.resilience(), points)
     write_json(scratch / "resilience.json", result.to_json(), about)
     plot_groups(result, scratch / "resilience-groups.svg")
     plot_layers(result, scratch / "resilience-layers.svg")
@@ -100,8 +100,8 @@ def _assign(run: Run, scratch: Path, about: Json) -> None:
         {name: library.cost(name) for name in tables},
         {o.key: o.counts.multiplications for o in operations(run.network())},
         {key: resilience.tolerated_nm(key) for key in keys},
-        lambda chosen: _integer_accuracy(exact.with_components(chosen, tables), run.dataset.validation),
-        run.read("training.json", "accuracy")["accuracy"]["validation"],
+        lambda chosen: _integer_accuracy(exact.with_components(chosen, tables), run.selection_images),
+        accuracy(run.network(), run.selection_images.images, run.selection_images.labels),
         config.assign.budget_points,
         config.assign.max_kinds,
         tell,
@@ -120,12 +120,17 @@ def _quantize(run: Run, scratch: Path, about: Json) -> None:
     network = exact.with_components(assigned.components, tables)
     measured = {
         name: {
+            "selection": _integer_accuracy(n, run.selection_images),
             "validation": _integer_accuracy(n, run.dataset.validation),
             "test": _integer_accuracy(n, run.dataset.test),
         }
         for name, n in (("exact_8_bit", exact), ("assigned", network))
     }
-    floating = run.read("training.json", "accuracy")["accuracy"]
+    on = run.selection_images
+    floating = {
+        **run.read("training.json", "accuracy")["accuracy"],
+        "selection": accuracy(run.network(), on.images, on.labels),
+    }
     write_json(scratch / "accuracy.json", {"schema": 1, "float": floating, **measured}, about)
     save(network, scratch / "qmodel")
     write_json(scratch / "qmodel" / "provenance.json", {}, about)
@@ -195,6 +200,10 @@ def _settings(*parts: Callable[[Run], Json]) -> Callable[[Run], Json]:
     return lambda run: {key: value for part in parts for key, value in part(run).items()}
 
 
+def _copies(run: Run) -> Json:
+    return {"copies": run.config.copies}
+
+
 def _library(run: Run) -> Json:
     return {"library": run.library_hash}
 
@@ -211,14 +220,14 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors",),
         outputs=("resilience.json", "resilience-groups.svg", "resilience-layers.svg"),
         make=_analyze,
-        settings=_settings(_section("network", "analyze"), _data),
+        settings=_settings(_section("network", "train", "analyze"), _copies, _data),
     ),
     Stage(
         "assign",
         inputs=("network.safetensors", "training.json", "resilience.json"),
         outputs=("assignment.yaml", "selection.json"),
         make=_assign,
-        settings=_settings(_section("network", "quantize", "assign"), _data, _library),
+        settings=_settings(_section("network", "train", "quantize", "assign"), _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),
     Stage(
@@ -226,7 +235,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "assignment.yaml"),
         outputs=("qmodel", "accuracy.json"),
         make=_quantize,
-        settings=_settings(_section("network", "quantize"), _data, _library),
+        settings=_settings(_section("network", "train", "quantize"), _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),
     Stage(

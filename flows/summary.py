@@ -120,7 +120,7 @@ def summary(run: Run) -> str:
     facts = Facts(run)
     names = {"float": "float", "exact_8_bit": "8 bit, exact multipliers", "assigned": "8 bit, assigned multipliers"}
     accuracies = [
-        (title, *(f"{100 * facts.accuracy[name][split]:.2f} %" for split in ("validation", "test")))
+        (title, *(f"{100 * facts.accuracy[name][split]:.2f} %" for split in ("selection", "validation", "test")))
         for name, title in names.items()
     ]
     multipliers = [
@@ -135,7 +135,7 @@ def summary(run: Run) -> str:
     lines = [
         f"Run {run.config.name}: {run.config.dataset}, library {run.config.assign.library}",
         "",
-        table(("accuracy", "validation", "test"), accuracies),
+        table(("accuracy", "selection", "validation", "test"), accuracies),
         "",
         table(("operation", "multiplications", "multiplier", "format"), multipliers, left=(0, 2, 3)),
         "",

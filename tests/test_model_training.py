@@ -13,7 +13,7 @@ from model import training
 from model.capsnet import CapsNet, CapsNetShape
 from model.datasets import Dataset, Split, load
 from model.errors import RedcaneError
-from model.training import TrainingRecipe, accuracy, augment, evaluate, initial, margin_loss, train
+from model.training import TrainingRecipe, accuracy, augment, evaluate, initial, margin_loss, moved_about, train
 from model.weights import load_weights, read_tensors, save_weights
 
 TINY = CapsNetShape(
@@ -194,3 +194,15 @@ def test_the_digits_are_learnt(tmp_path: Path) -> None:
     network = initial(DIGITS, 0)
     train(network, digits, TrainingRecipe(epochs=40), tmp_path / "c")
     assert accuracy(network, digits.test.images, digits.test.labels) >= 0.975
+
+
+def test_images_moved_about() -> None:
+    split = load("digits").validation
+    recipe = TrainingRecipe(seed=3)
+    moved = moved_about(split, recipe, 2)
+    count = len(split.labels)
+    assert moved.images.shape == (3 * count, 1, 8, 8) and moved.images.dtype == np.float32
+    assert np.array_equal(moved.images[:count], split.images)
+    assert np.array_equal(moved.labels.reshape(3, count), [split.labels] * 3)
+    assert not np.array_equal(moved.images[count : 2 * count], moved.images[2 * count :])
+    assert np.array_equal(moved_about(split, recipe, 2).images, moved.images)
