@@ -25,6 +25,7 @@ from model.files import digest, read_bounded, write_atomic
 RECORD_SCHEMA = 1
 RECORD_LIMIT = 2**20  # bytes
 _SCRATCH = ".work."
+PARTIAL = ".partial"  # folder in which long stages keep how far they came
 
 R = TypeVar("R")
 Json = dict[str, Any]
@@ -181,8 +182,9 @@ class Pipeline(Generic[R]):
         """Remove what a killed process left half-written."""
         for leftover in self.folder.glob(f"{_SCRATCH}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for leftover in (self.folder / ".stages").glob(".*"):
-            leftover.unlink(missing_ok=True)
+        for folder in (".stages", PARTIAL):
+            for leftover in (self.folder / folder).glob(".*"):
+                leftover.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from flows.report import report
 from flows.run import Run
-from flows.stage import Failed, Json, Pipeline, Stage
+from flows.stage import PARTIAL, Failed, Json, Pipeline, Stage
 from flows.synthesize import find_liberty, synthesize
 from flows.tools import need_simulator, need_yosys
 from hw.generate import generate
@@ -42,7 +42,7 @@ def write_json(path: Path, content: dict[str, Any], about: Json) -> None:
 
 def _partial(run: Run, name: str) -> Path:
     """A file in which a long stage remembers how far it came, so that a killed one goes on."""
-    folder = run.folder / ".partial"
+    folder = run.folder / PARTIAL
     folder.mkdir(exist_ok=True)
     return folder / name
 
