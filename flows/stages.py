@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
 from flows.report import report
 from flows.run import Run
@@ -147,15 +148,19 @@ def _simulate(run: Run, scratch: Path, about: Json) -> None:
     network = run.qnetwork()
     count = run.config.simulate.images
     test = run.dataset.test
+    codes = image_codes(network, test.images[:count])
     try:
-        result = verify(
-            network,
-            run.folder / "rtl",
-            image_codes(network, test.images[:count]),
-            test.labels[:count],
-            seed=run.config.seed,
-            back_pressure=run.config.simulate.back_pressure,
-        )
+        with tqdm(total=len(codes), desc="simulate", unit="image") as bar:
+            result = verify(
+                network,
+                run.folder / "rtl",
+                codes,
+                test.labels[:count],
+                seed=run.config.seed,
+                back_pressure=run.config.simulate.back_pressure,
+                progress=lambda done: bar.update(done - bar.n),
+            )
+            bar.update(len(codes) - bar.n)
     except BenchFailed as error:
         raise Failed(f"simulate: the accelerator does not work: {error}") from None
     write_json(scratch / "verify.json", result, about)

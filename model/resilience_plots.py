@@ -24,10 +24,14 @@ def plot_groups(result: Resilience, path: Path) -> None:
 def plot_layers(result: Resilience, path: Path) -> None:
     """Fig. 10: change of accuracy against NM, one panel a non-resilient group, one line a layer. Writes an SVG."""
     panels = max(1, len(result.layers))
-    figure = Figure(figsize=(6 * panels, 4), layout="constrained")
+    across = min(panels, 2)
+    down = -(-panels // across)
+    figure = Figure(figsize=(6 * across, 4 * down), layout="constrained")
     if result.layers:
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        for panel, (group, layers) in zip(axes, result.layers.items(), strict=True):
+        axes = figure.subplots(down, across, squeeze=False).flatten()
+        for empty in axes[panels:]:
+            empty.set_axis_off()
+        for panel, (group, layers) in zip(axes, result.layers.items(), strict=False):
             _draw(panel, result, layers, f"Layer-wise: {GROUPS[group]}")
     else:
         figure.text(0.5, 0.5, "Every group is resilient: no layer-wise analysis", ha="center")

@@ -175,7 +175,10 @@ def _launch(step: str, arguments: dict[str, Any], log: Path, timeout: float | No
         environment.pop(name, None)
     root = str(Path(__file__).parent.parent)
     environment |= {
-        "PATH": os.pathsep.join([str(here / "bin"), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join(
+            # Verilator's make files call `python3`
+            [str(here / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        ),
         "VERILATOR_ROOT": str(here),
         "MAKEFLAGS": _MAKEFLAGS,
         "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
