@@ -1,8 +1,9 @@
 """The torch emulation of the quantised network: docs/numerics.md for batches of images, on any product tables.
 
 A product's format, alignment, signs and zero points, and its multiplier, are all one table of 256 x 256 signed *terms*,
-indexed by the bytes of the two operands' codes. A sum of products is then nothing but gathers and 32-bit additions:
-exact, since `QNetwork.check` keeps every sum below 2^31.
+indexed by the bytes of the two operands' codes. A sum of products is then nothing but look-ups and 32-bit additions:
+exact, since `QNetwork.check` keeps every sum below 2^31. Two engines do the sums: the compiled kernel
+(model/kernel_sums.py) on CPUs, and gathers in torch (model/gather.py) on other devices and without a compiler.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model import lookup
 from model.errors import RedcaneError
+from model.gather import GatherSums
+from model.kernel_sums import KernelSums
 from model.qnetwork import (
     COUPLING_ONE,
     Coding,
     Product,
     QClassCaps,
-    QConv,
     QNetwork,
     QPrimaryCaps,
-    Requantizer,
     Squash,
     Table,
     squash_intervals,
 )
 
 MEMORY = 64 * 2**20  # bytes for what lives while one tile of images is computed
-SUMMED_AT_ONCE = 2**18  # accumulators that a gather works on together: 1 MiB stays in a core's cache
 
 Observer = Callable[[str, int, Tensor], None]
 """Called with an operation's key, the routing iteration (from 1, else 0), and its accumulators (N, ...)."""
@@ -65,30 +66,38 @@ def term_table(product: Product, table: Table) -> NDArray[np.int32]:
 class Emulator:
     """Runs a quantised network on a device, `memory` bytes of images at a time (at the least, one image).
 
-    Raises RedcaneError when a sum of the network could overflow.
+    On the CPU `engine` may force one of model.lookup.LEVELS, or "torch"; else `$REDCANE_EMULATION`, else the fastest.
+    Raises RedcaneError when a sum of the network could overflow, or the machine lacks the engine that is asked for.
     """
 
-    def __init__(self, network: QNetwork, device: str | torch.device = "cpu", memory: int = MEMORY) -> None:
+    def __init__(
+        self, network: QNetwork, device: str | torch.device = "cpu", memory: int = MEMORY, engine: str | None = None
+    ) -> None:
         network.check()
         self.network, self.device = network, torch.device(device)
         self.tile = max(1, memory // image_bytes(network))
-        # transposed, so that a row holds the terms of one weight with every activation
-        self._terms = {
-            key: torch.from_numpy(term_table(product, network.tables[product.component]).T.copy()).to(self.device)
-            for key, product, _ in network.products()
-        }
+        terms = {key: term_table(product, network.tables[product.component]) for key, product, _ in network.products()}
+        level = lookup.choose(engine) if self.device.type == "cpu" else None
+        if level is not None:
+            self._sums: KernelSums | GatherSums = KernelSums(network, terms, level)
+        else:  # transposed, so that a row holds the terms of one weight with every activation
+            self._sums = GatherSums(
+                {key: torch.from_numpy(table.T.copy()).to(self.device) for key, table in terms.items()}
+            )
 
     def run(self, images: NDArray[np.int16] | Tensor, observe: Observer | None = None) -> dict[str, Tensor]:
         """Every boundary of docs/numerics.md for image codes (N, H, W, C): int16 (N, ...), "class" int64 (N,).
 
         `observe` sees the accumulators of every operation, tile by tile. Raises RedcaneError for other shapes.
         """
-        traces = [self._run(tile, observe) for tile in self._tiles(images)]
+        with self._sums.prepared():
+            traces = [self._run(tile, observe) for tile in self._tiles(images)]
         return {name: torch.cat([trace[name] for trace in traces]) for name in traces[0]}
 
     def classify(self, images: NDArray[np.int16] | Tensor) -> NDArray[np.int64]:
         """Classes (N,) of image codes (N, H, W, C); holds no more than one tile's boundaries."""
-        return torch.cat([self._run(tile, None)["class"] for tile in self._tiles(images)]).cpu().numpy()
+        with self._sums.prepared():
+            return torch.cat([self._run(tile, None)["class"] for tile in self._tiles(images)]).cpu().numpy()
 
     def _tiles(self, images: NDArray[np.int16] | Tensor) -> Iterator[Tensor]:
         codes = torch.as_tensor(images)
@@ -108,9 +117,9 @@ class Emulator:
                 x, coding = self._class_capsules(layer, x, trace, seen), layer.squash.out
                 continue
             key = f"{layer.name}.mac"
-            accumulators = convolution(layer.conv, self._terms[key], x)
+            accumulators = self._sums.convolution(key, layer.conv, x)
             seen(key, 0, accumulators)
-            x, coding = requantize(layer.conv.mac.requantizer, accumulators), layer.conv.mac.out
+            x, coding = self._sums.requantize(layer.conv.mac.requantizer, accumulators), layer.conv.mac.out
             trace[key] = x
             if isinstance(layer, QPrimaryCaps):
                 x, coding = squash(layer.squash, x.reshape(len(x), -1, layer.capsule_dim)), layer.squash.out
@@ -121,80 +130,25 @@ class Emulator:
     def _class_capsules(self, layer: QClassCaps, u: Tensor, trace: dict[str, Tensor], seen: Observer) -> Tensor:
         """Capsules u (N, I, Din) -> class capsules (N, J, D) of the last iteration."""
         name = layer.name
-        accumulators = capsule_votes(layer, self._terms[f"{name}.votes"], u)
+        accumulators = self._sums.votes(layer, u)
         seen(f"{name}.votes", 0, accumulators)
-        votes = trace[f"{name}.votes"] = requantize(layer.votes.requantizer, accumulators)  # (N, I, J, D)
+        votes = trace[f"{name}.votes"] = self._sums.requantize(layer.votes.requantizer, accumulators)  # (N, I, J, D)
         n, inputs, classes, _ = votes.shape
         b = votes.new_zeros(n, classes, inputs)
-        row = (votes.int() & 255) << 8  # of the votes in either transposed term table
+        weighted_sum, agreement = self._sums.routing(layer, votes)
         v = votes[:, 0]
         for t in range(1, layer.iterations + 1):
             k = trace[f"{name}.softmax.{t}"] = softmax(layer, b)
-            couplings = k.mT[..., None]  # (N, I, J, 1)
-            accumulators = gather(self._terms[f"{name}.weighted_sum"], row + couplings).sum(dim=1, dtype=torch.int32)
+            accumulators = weighted_sum(k)  # (N, J, D)
             seen(f"{name}.weighted_sum", t, accumulators)
-            s = trace[f"{name}.weighted_sum.{t}"] = requantize(layer.weighted_sum.requantizer, accumulators)
+            s = trace[f"{name}.weighted_sum.{t}"] = self._sums.requantize(layer.weighted_sum.requantizer, accumulators)
             v = trace[f"{name}.squash.{t}"] = squash(layer.squash, s)  # (N, J, D)
             if t < layer.iterations:
-                outputs = v.int()[:, None] & 255  # (N, 1, J, D)
-                accumulators = gather(self._terms[f"{name}.agreement"], row + outputs).sum(dim=3, dtype=torch.int32)
+                accumulators = agreement(v)  # (N, I, J)
                 seen(f"{name}.agreement", t, accumulators)
-                agreement = requantize(layer.agreement.requantizer, accumulators).mT
-                b = trace[f"{name}.agreement.{t}"] = (b + agreement).clamp(-127, 127)
+                change = self._sums.requantize(layer.agreement.requantizer, accumulators).mT
+                b = trace[f"{name}.agreement.{t}"] = (b + change).clamp(-127, 127)
         return v
-
-
-def gather(terms: Tensor, index: Tensor) -> Tensor:
-    """The terms (int32) at flat indices b * 256 + a (int32) of a transposed term table."""
-    return terms.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)
-
-
-def accumulate(terms: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out (M, N) += sum over k of the terms of bytes a (K, M) and b (K, N), all int32; `terms` transposed.
-
-    For every k: the N weights' rows of terms, then for every activation its column of them: a copy of N neighbours.
-    """
-    for k in range(len(a)):
-        columns = terms.index_select(0, b[k]).t().contiguous()  # (256, N)
-        out += columns.index_select(0, a[k])
-
-
-def convolution(conv: QConv, terms: Tensor, x: Tensor) -> Tensor:
-    """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
-    pad = 3 * (0, 0) if not conv.padding else (0, 0, *4 * (conv.padding,))
-    x = torch.nn.functional.pad(x, pad, value=conv.mac.a.zero_point).int() & 255
-    cout, kh, kw, _ = conv.weights.shape
-    weights = torch.from_numpy(conv.weights).to(x.device).int() & 255
-    bias = torch.from_numpy(conv.bias).to(x.device, torch.int32)
-    n, height, width, _ = x.shape
-    rows, columns = (height - kh) // conv.stride + 1, (width - kw) // conv.stride + 1
-    out = bias.repeat(n, rows, columns, 1)  # a copy always: it is summed into
-    images = max(1, SUMMED_AT_ONCE // (rows * columns * cout))
-    for part, summed in zip(x.split(images), out.split(images), strict=True):
-        for ky in range(kh):
-            for kx in range(kw):
-                seen = part[:, ky:, kx:][:, : (rows - 1) * conv.stride + 1 : conv.stride]
-                seen = seen[:, :, : (columns - 1) * conv.stride + 1 : conv.stride]  # (n, H', W', Cin)
-                a = seen.flatten(0, 2).t().contiguous()
-                accumulate(terms, a, weights[:, ky, kx].t().contiguous(), summed.view(-1, cout))
-    return out
-
-
-def capsule_votes(layer: QClassCaps, terms: Tensor, u: Tensor) -> Tensor:
-    """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din)."""
-    inputs, dim_in, classes, dim_out = layer.weights.shape
-    weights = (torch.from_numpy(layer.weights).to(u.device).int() & 255).view(inputs, dim_in, -1)
-    bytes_in = (u.int() & 255).permute(1, 2, 0).contiguous()  # (I, Din, N)
-    out = weights.new_zeros(inputs, len(u), classes * dim_out)
-    for i in range(inputs):
-        accumulate(terms, bytes_in[i], weights[i], out[i])
-    return out.transpose(0, 1).reshape(len(u), inputs, classes, dim_out)
-
-
-def requantize(unit: Requantizer, accumulators: Tensor) -> Tensor:
-    """int32 accumulators -> int16 codes of the same shape."""
-    scaled = (accumulators.long() * unit.multiplier + (1 << (unit.shift - 1))) >> unit.shift
-    return (scaled + unit.zero_point).clamp(unit.lo, unit.hi).short()
 
 
 def squash(unit: Squash, q: Tensor) -> Tensor:

@@ -15,16 +15,23 @@ from model import reference
 from model.capsnet import CapsNet, CapsNetShape
 from model.emulation import Emulator, image_bytes, term_table
 from model.errors import RedcaneError
+from model.lookup import LEVELS, best_level
 from model.qnetwork import Coding, Product, QNetwork, Requantizer
 from model.quantize import quantize
 
+BEST = best_level()
+ENGINES = ("torch", *(LEVELS[: LEVELS.index(BEST) + 1] if BEST else ()))
 
+
+@pytest.mark.parametrize("engine", ENGINES)
 @given(networks(), st.integers(0, 2**32 - 1), st.integers(1, 3), st.booleans())
-@settings(max_examples=120, deadline=None)
-def test_every_boundary_equals_the_reference(network: QNetwork, seed: int, count: int, tiled: bool) -> None:
+@settings(max_examples=80, deadline=None)
+def test_every_boundary_equals_the_reference(
+    engine: str, network: QNetwork, seed: int, count: int, tiled: bool
+) -> None:
     images = image_codes(np.random.default_rng(seed), network, count)
     images[0] = 255  # saturates what can saturate
-    emulator = Emulator(network, memory=1 if tiled else 2**26)
+    emulator = Emulator(network, memory=1 if tiled else 2**26, engine=engine)
     trace = emulator.run(images)
     for n, image in enumerate(images):
         wanted = reference.run(network, image)

@@ -1,0 +1,105 @@
+"""The sums of the emulation in torch alone: gathers from tables of terms and 32-bit additions.
+
+Slow beside model/kernel_sums.py, but for any device: what a machine without a C++ compiler runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from model.qnetwork import QClassCaps, QConv, Requantizer
+
+SUMMED_AT_ONCE = 2**18  # accumulators that a gather works on together: 1 MiB stays in a core's cache
+
+Routing = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+"""The weighted sums (N, J, D) of couplings (N, J, I), and the agreements (N, I, J) of capsules (N, J, D)."""
+
+
+class GatherSums:
+    """Accumulators of the operations of one network; `terms` are its operations' transposed term tables (int32)."""
+
+    def __init__(self, terms: dict[str, Tensor]) -> None:
+        self._terms = terms
+
+    def convolution(self, key: str, conv: QConv, x: Tensor) -> Tensor:
+        """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
+        return convolution(conv, self._terms[key], x)
+
+    def votes(self, layer: QClassCaps, u: Tensor) -> Tensor:
+        """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din)."""
+        return capsule_votes(layer, self._terms[f"{layer.name}.votes"], u)
+
+    def routing(self, layer: QClassCaps, votes: Tensor) -> Routing:
+        """The two sums over the codes of votes (N, I, J, D)."""
+        row = (votes.int() & 255) << 8  # of the votes in either transposed term table
+
+        def weighted_sum(k: Tensor) -> Tensor:
+            terms = gather(self._terms[f"{layer.name}.weighted_sum"], row + (k.int() & 255).mT[..., None])
+            return terms.sum(dim=1, dtype=torch.int32)
+
+        def agreement(v: Tensor) -> Tensor:
+            terms = gather(self._terms[f"{layer.name}.agreement"], row + (v.int()[:, None] & 255))
+            return terms.sum(dim=3, dtype=torch.int32)
+
+        return weighted_sum, agreement
+
+    def requantize(self, unit: Requantizer, accumulators: Tensor) -> Tensor:
+        """int32 accumulators -> int16 codes of the same shape."""
+        scaled = (accumulators.long() * unit.multiplier + (1 << (unit.shift - 1))) >> unit.shift
+        return (scaled + unit.zero_point).clamp(unit.lo, unit.hi).short()
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Torch as it is."""
+        yield
+
+
+def gather(terms: Tensor, index: Tensor) -> Tensor:
+    """The terms (int32) at flat indices b * 256 + a (int32) of a transposed term table."""
+    return terms.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)
+
+
+def accumulate(terms: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out (M, N) += sum over k of the terms of bytes a (K, M) and b (K, N), all int32; `terms` transposed.
+
+    For every k: the N weights' rows of terms, then for every activation its column of them: a copy of N neighbours.
+    """
+    for k in range(len(a)):
+        columns = terms.index_select(0, b[k]).t().contiguous()  # (256, N)
+        out += columns.index_select(0, a[k])
+
+
+def convolution(conv: QConv, terms: Tensor, x: Tensor) -> Tensor:
+    """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
+    pad = 3 * (0, 0) if not conv.padding else (0, 0, *4 * (conv.padding,))
+    x = torch.nn.functional.pad(x, pad, value=conv.mac.a.zero_point).int() & 255
+    cout, kh, kw, _ = conv.weights.shape
+    weights = torch.from_numpy(conv.weights).to(x.device).int() & 255
+    bias = torch.from_numpy(conv.bias).to(x.device, torch.int32)
+    n, height, width, _ = x.shape
+    rows, columns = (height - kh) // conv.stride + 1, (width - kw) // conv.stride + 1
+    out = bias.repeat(n, rows, columns, 1)  # a copy always: it is summed into
+    images = max(1, SUMMED_AT_ONCE // (rows * columns * cout))
+    for part, summed in zip(x.split(images), out.split(images), strict=True):
+        for ky in range(kh):
+            for kx in range(kw):
+                seen = part[:, ky:, kx:][:, : (rows - 1) * conv.stride + 1 : conv.stride]
+                seen = seen[:, :, : (columns - 1) * conv.stride + 1 : conv.stride]  # (n, H', W', Cin)
+                a = seen.flatten(0, 2).t().contiguous()
+                accumulate(terms, a, weights[:, ky, kx].t().contiguous(), summed.view(-1, cout))
+    return out
+
+
+def capsule_votes(layer: QClassCaps, terms: Tensor, u: Tensor) -> Tensor:
+    """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din)."""
+    inputs, dim_in, classes, dim_out = layer.weights.shape
+    weights = (torch.from_numpy(layer.weights).to(u.device).int() & 255).view(inputs, dim_in, -1)
+    bytes_in = (u.int() & 255).permute(1, 2, 0).contiguous()  # (I, Din, N)
+    out = weights.new_zeros(inputs, len(u), classes * dim_out)
+    for i in range(inputs):
+        accumulate(terms, bytes_in[i], weights[i], out[i])
+    return out.transpose(0, 1).reshape(len(u), inputs, classes, dim_out)

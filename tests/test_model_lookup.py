@@ -1,0 +1,204 @@
+"""The compiled kernel's sums against the reference's products: every level of this machine, any shape and table."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_networks import EXACT, SIGNED, UNSIGNED, codes, wild_table
+
+from model import lookup, reference
+from model.emulation import Emulator, term_table
+from model.errors import RedcaneError
+from model.gather import GatherSums
+from model.kernel_sums import KernelSums
+from model.lookup import LEVELS, best_level, compile_plan
+from model.qnetwork import (
+    Coding,
+    Product,
+    QClassCaps,
+    QConv,
+    QConvLayer,
+    QNetwork,
+    Requantizer,
+    Squash,
+    exp_table,
+)
+from model.quantize import quantize
+
+BEST = best_level()
+levels = pytest.mark.parametrize("level", LEVELS[: LEVELS.index(BEST) + 1] if BEST else [])
+UNIT = Requantizer(2**15, 16, 0, -127, 127)
+
+
+def tables(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Products that need every plan, and the largest sums of bytes: but for one column, lest a row be a constant."""
+    largest = np.full((256, 256), 65535, np.uint16)
+    largest[:, 0] = 0
+    return {
+        "wild": wild_table(rng),
+        "exact": EXACT,
+        "largest": largest,
+        "small": wild_table(rng) >> 1,  # 15 bits: two planes even where both operands are signed
+    }
+
+
+@st.composite
+def products(draw: st.DrawFn) -> Product:
+    """Any pair of operands that a format allows."""
+    component, align = draw(st.sampled_from(("wild", "exact", "largest", "small"))), draw(st.integers(0, 1))
+    if draw(st.booleans()):
+        a, b = (Coding("affine", 1.0, draw(st.sampled_from((0, 1, 100, 255)))) for _ in range(2))
+        return Product("affine", draw(st.sampled_from((a, UNSIGNED))), b, SIGNED, UNIT, component, align)
+    a, b = draw(st.sampled_from((SIGNED, UNSIGNED))), draw(st.sampled_from((SIGNED, SIGNED, UNSIGNED)))
+    return Product("sign-magnitude", a, b, SIGNED, UNIT, component, align)
+
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(products(), seeds)
+@settings(max_examples=60, deadline=None)
+def test_a_plan_is_its_terms(product: Product, seed: int) -> None:
+    terms = term_table(product, tables(np.random.default_rng(seed))[product.component])
+    plan = compile_plan(product, terms)
+    a, b = (np.arange(coding.lo, coding.hi + 1) for coding in (product.a, product.b))
+    byte = np.where(b < 0, 128 - b, b) if plan.folded else b  # sign and magnitude, or as it is
+    found = plan.values[np.ix_(a & 255, byte)] + plan.row[a & 255, None] + plan.column[byte]
+    np.testing.assert_array_equal(found, terms[np.ix_(a & 255, b & 255)])
+    if plan.folded:  # what the sign does to the 128 entries that are kept
+        np.testing.assert_array_equal(
+            plan.values[:, 128:], 2 ** (8 * plan.planes.shape[1]) - 1 - plan.values[:, :128]
+        )
+    whole = (plan.planes.astype(int) << 8 * np.arange(plan.planes.shape[1])[:, None]).sum(axis=1)
+    np.testing.assert_array_equal(whole, plan.values[:, : whole.shape[1]])
+
+
+@levels
+@given(
+    product=products(), seed=seeds, cin=st.integers(1, 45), cout=st.sampled_from((1, 63, 64, 65, 130, 200, 257, 330)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)), stride=st.integers(1, 3), padding=st.integers(0, 2),
+    count=st.integers(1, 3), threads=st.integers(1, 3),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_convolutions(
+    level: str, product: Product, seed: int, cin: int, cout: int, kernel: tuple[int, int], stride: int, padding: int,
+    count: int, threads: int,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    table = tables(rng)[product.component]
+    x = codes(rng, product.a, (count, 3 + seed % 3, 4, cin))
+    bias = rng.integers(-(2**20), 2**20, cout).astype(np.int32)
+    weights = codes(rng, product.b, (cout, *kernel, cin))
+    weights[::3] = product.b.hi  # the longest sums of the largest bytes
+    conv = QConv(weights, bias, stride, product, padding)
+    network = QNetwork(x.shape[1:], product.a, (QConvLayer("conv", conv),), {product.component: table})
+    unit = KernelSums(network, {"conv.mac": term_table(product, table)}, level)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with unit.prepared():
+            found = unit.convolution("conv.mac", conv, torch.from_numpy(x))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for image, sums in zip(x, found.numpy(), strict=True):
+        np.testing.assert_array_equal(sums, reference.convolution(conv, table, image))
+
+
+@levels
+@given(
+    votes=products(), weighing=products(), agreeing=products(), seed=seeds,
+    inputs=st.sampled_from((1, 2, 63, 130, 300)), dim_in=st.integers(1, 9), classes=st.integers(1, 11),
+    dim=st.integers(1, 17), count=st.integers(1, 3),
+)  # fmt: skip
+@settings(max_examples=20, deadline=None)
+def test_class_capsules(
+    level: str, votes: Product, weighing: Product, agreeing: Product, seed: int, inputs: int, dim_in: int,
+    classes: int, dim: int, count: int,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    of = tables(rng)
+    weights = codes(rng, votes.b, (inputs, dim_in, classes, dim))
+    layer = QClassCaps(
+        "caps", weights, votes, weighing, agreeing, exp_table(0.1), Squash.for_scales(0.01, SIGNED), 2
+    )  # fmt: skip
+    network = QNetwork((1, 1, 1), votes.a, (layer,), of)
+    terms = {key: term_table(product, of[product.component]) for key, product, _ in network.products()}
+    units = KernelSums(network, terms, level), GatherSums({k: torch.from_numpy(t.T.copy()) for k, t in terms.items()})
+
+    u = codes(rng, votes.a, (count, inputs, dim_in))
+    wanted = reference.products(votes, of[votes.component], u[..., None, None], weights).sum(axis=2)
+    for unit in units:
+        np.testing.assert_array_equal(unit.votes(layer, torch.from_numpy(u)).numpy(), wanted)
+
+    # The two readers of the votes share a coding in a network; here each is drawn, and reads codes of its own.
+    for product, at in ((weighing, 0), (agreeing, 1)):
+        vote = codes(rng, product.b, (count, inputs, classes, dim))
+        table = of[product.component]
+        a = codes(rng, product.a, (count, classes, (inputs, dim)[at]))
+        if at == 0:
+            wanted = reference.products(product, table, a.transpose(0, 2, 1)[..., None], vote).sum(axis=1)
+        else:
+            wanted = reference.products(product, table, a[:, None], vote).sum(axis=3)
+        for unit in units:
+            found = unit.routing(layer, torch.from_numpy(vote))[at](torch.from_numpy(a))
+            np.testing.assert_array_equal(found.numpy(), wanted)
+
+
+@pytest.mark.skipif(BEST is None, reason="no C++ compiler")
+@given(seeds, st.integers(2**15, 2**16 - 1), st.integers(1, 47), st.integers(0, 255), st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_requantisation(seed: int, multiplier: int, shift: int, zero: int, threads: int) -> None:
+    rng = np.random.default_rng(seed)
+    unit = Requantizer(multiplier, shift, zero, *((-127, 127) if seed % 2 else (zero, 255)))
+    sums = rng.integers(-(2**31), 2**31, (3, 41)) >> rng.integers(0, 31, (3, 41))
+    sums[0, :2] = -(2**31), 2**31 - 1
+    found = lookup.requantize(unit, sums.astype(np.int32), threads)
+    np.testing.assert_array_equal(found, unit(sums))
+
+
+def network() -> QNetwork:
+    from model.capsnet import CapsNet, CapsNetShape
+
+    torch.manual_seed(0)
+    return quantize(CapsNet(CapsNetShape((6, 6, 1), 4, 3, 2, 4, 2, 2, 3, 4)), torch.rand(9, 1, 6, 6))
+
+
+def test_an_engine_is_chosen_by_argument_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(lookup.ENGINE, "torch")
+    assert lookup.choose() is None
+    monkeypatch.setenv(lookup.ENGINE, "portable")
+    assert lookup.choose() == ("portable" if BEST else None)
+    assert lookup.choose("torch") is None
+    with pytest.raises(RedcaneError, match="'gpu' is none of torch, portable"):
+        lookup.choose("gpu")
+    monkeypatch.setattr(lookup, "best_level", lambda: "portable")
+    with pytest.raises(RedcaneError, match="no avx2, its best is portable"):
+        Emulator(network(), engine="avx2")
+
+
+def test_without_a_compiler_torch_computes_the_same_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise RedcaneError("no C++ compiler is installed")
+
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 1)).astype(np.int16)
+    wanted = Emulator(network()).run(images)
+    monkeypatch.delenv(lookup.ENGINE, raising=False)
+    monkeypatch.setattr(lookup, "_library", none)
+    lookup.best_level.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="torch alone.*no C\\+\\+ compiler") as warned:
+            emulator = Emulator(network())
+        assert len(warned) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it is said once
+            Emulator(network())
+        found = emulator.run(images)
+    finally:
+        lookup.best_level.cache_clear()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
