@@ -11,9 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from hw.accelerator import Accelerator
-from hw.compiler import Program, compile_network
+from hw.compiler import compile_network
 from hw.parameters import MultiplierKind
 from hw.pe import PE
+from hw.program import Program
 from hw.verilog import to_verilog
 from model.errors import RedcaneError
 from model.qnetwork import QNetwork

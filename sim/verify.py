@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw import isa
-from hw.compiler import Emission, Program, compile_network
+from hw.compiler import compile_network
 from hw.generate import TOP
 from hw.parameters import MultiplierKind
+from hw.program import Emission, Program
 from model import reference
 from model.errors import RedcaneError
 from model.files import read_bounded

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 
 from hw import isa
-from hw.compiler import compile_network, from_bytes, to_bytes
+from hw.compiler import compile_network
 from hw.parameters import MultiplierKind, Parameters
+from hw.program import from_bytes, to_bytes
 from model.errors import RedcaneError
 from model.qnetwork import Coding, QNetwork, terms
 from tests.random_networks import networks
