@@ -202,3 +202,19 @@ def test_without_a_compiler_torch_computes_the_same_and_says_so(monkeypatch: pyt
     finally:
         lookup.best_level.cache_clear()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@levels
+@pytest.mark.parametrize("terms", [1, 127, 128, 129, 257, 1000])
+@pytest.mark.parametrize("b", [UNSIGNED, SIGNED], ids=["full", "folded"])
+def test_long_sums_of_the_largest_bytes(level: str, terms: int, b: Coding) -> None:
+    product = Product("sign-magnitude", UNSIGNED, b, SIGNED, UNIT, "largest")
+    table = tables(np.random.default_rng(0))["largest"]
+    weights = np.full((70, 1, 1, terms), b.hi, np.int16)
+    weights[1::2, ..., : terms // 3] = b.lo
+    conv = QConv(weights, np.zeros(70, np.int32), 1, product)
+    x = np.full((1, 1, terms), 255, np.int16)
+    network = QNetwork(x.shape, UNSIGNED, (QConvLayer("conv", conv),), {"largest": table})
+    unit = KernelSums(network, {"conv.mac": term_table(product, table)}, level)
+    found = unit.convolution("conv.mac", conv, torch.from_numpy(x[None]))
+    np.testing.assert_array_equal(found[0].numpy(), reference.convolution(conv, table, x))
