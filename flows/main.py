@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows import evolve_command
 from model.errors import RedcaneError
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     action = actions.add_parser("list", help="show all multipliers")
     action.add_argument("--library", metavar="NAME", help="of this library only")
     action.set_defaults(command=_list)
+    evolve_command.add_parser(actions)
     return parser
 
 

@@ -125,6 +125,12 @@ def load_library(name_or_path: str | Path = "embedded") -> Library:
                        "and `redcane library import PATH` adds one")
 
 
+def check_name(name: str) -> None:
+    """Raise RedcaneError where the user cannot call a library so."""
+    if not re.fullmatch(_NAME, name) or name == "embedded":
+        raise RedcaneError(f"`{name[:80]}` cannot be a library's name: use letters, digits and . _ -, not `embedded`")
+
+
 def import_folder(path: Path, name: str = "evoapprox") -> Library:
     """Make a library of a folder's Verilog and keep it under `name` among the user's libraries.
 
@@ -133,8 +139,7 @@ def import_folder(path: Path, name: str = "evoapprox") -> Library:
     power, area, delay and errors come from the files' headers. Raises RedcaneError, and adds nothing, where a file is
     not an unsigned 8 x 8 multiplier or two circuits bear one name.
     """
-    if not re.fullmatch(_NAME, name) or name == "embedded":
-        raise RedcaneError(f"`{name[:80]}` cannot be a library's name: use letters, digits and . _ -, not `embedded`")
+    check_name(name)
     files = _verilog_files(path)
     circuits = _without_copies(path, [Circuit(str(file.relative_to(path)), read_verilog(file)) for file in files])
     with replace_folder(libraries_folder() / name) as folder:

@@ -1,0 +1,127 @@
+"""`redcane library evolve`: a multiplier of the user's own, for the error and the operands that they name."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import RedcaneError
+
+if TYPE_CHECKING:
+    from model.multipliers.evolve import Progress
+
+LIMITS = {
+    "mae": "mean absolute error",
+    "wce": "worst case",
+    "std": "standard deviation of the error",
+    "bias": "absolute value of the mean error",
+    "weighted-mae": "mean absolute error over the operands as weighted",
+    "weighted-bias": "absolute value of the mean error over the operands as weighted",
+}
+
+
+def add_parser(actions: argparse._SubParsersAction[Any]) -> None:
+    """Add the action to those of `redcane library`."""
+    action = actions.add_parser(
+        "evolve",
+        help="evolve a new multiplier: the smallest within limits on its error",
+        description="Make a circuit smaller by evolution while its error stays within the limits, which hold together "
+        "and are in percent of 65536. Stopped with Ctrl-C, the same command goes on from there.",
+    )
+    for name, text in LIMITS.items():
+        action.add_argument(f"--{name}", type=float, metavar="PERCENT", help=text)
+    action.add_argument("--half-normal", type=float, metavar="DEVIATION", help="weigh small operands more, as networks "
+                        "have them: half-normal with this deviation")
+    action.add_argument("--operands", type=Path, metavar="CONFIG", help="weigh operands as this run's network has them")
+    action.add_argument("--operation", metavar="KEY", help="in which operation, such as conv1.mac")
+    action.add_argument("--separately", action="store_true", help="weigh the operands A and B independently")
+    action.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the run's folder lies "
+                        "(default: runs)")
+    action.add_argument("--start", default="array", metavar="COMPONENT", help="circuit to start from: array, a "
+                        "component of the embedded library, or LIBRARY:COMPONENT (default: %(default)s)")
+    action.add_argument("--evaluations", type=int, default=10_000_000, metavar="N", help="circuits to try "
+                        "(default: %(default)s, about a minute)")
+    action.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (default: %(default)s)")
+    action.add_argument("--name", default="evolved", metavar="LIBRARY", help="library to add the result to "
+                        "(default: %(default)s)")
+    action.add_argument("--component", metavar="NAME", help="what to call the result (default: from its recipe)")
+    action.set_defaults(command=evolve_component)
+
+
+def evolve_component(chosen: argparse.Namespace) -> None:
+    """Evolve one component and add it to a library of the user's."""
+    from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
+
+    from model.files import digest
+    from model.multipliers.evolve import Limits
+    from model.multipliers.evolved import Recipe, add, make
+    from model.multipliers.library import check_name, describe
+    from model.multipliers.netlist import cache_folder
+
+    check_name(chosen.name)
+    limits = Limits(**{name.replace("-", "_"): getattr(chosen, name.replace("-", "_")) for name in LIMITS})
+    weights = operands = None
+    if (chosen.operands is None) != (chosen.operation is None):
+        raise RedcaneError("--operands and --operation go together: which run's network, and which of its operations")
+    if chosen.operands is not None:
+        if chosen.half_normal is not None:
+            raise RedcaneError("--half-normal and --operands both say how operands are weighted: give one of them")
+        weights = captured_weights(chosen.operands, chosen.operation, chosen.runs, chosen.separately)
+        operands = f"--operands {shlex.quote(str(chosen.operands))} --operation {chosen.operation}"
+        operands += " --separately" if chosen.separately else ""
+    recipe = Recipe("unnamed", limits, chosen.seed, chosen.evaluations, chosen.start, chosen.half_normal, operands)
+    # The folder of runs, and with it the network, is in no recipe: its operands are.
+    identity = digest((recipe.command() + digest(b"" if weights is None else weights.tobytes())).encode())
+    recipe = replace(recipe, component=chosen.component or f"mul8u_{identity[:8]}")
+    checkpoint = cache_folder() / "evolution" / f"{identity}.npz"
+    with tqdm(desc=recipe.component, total=chosen.evaluations, unit_scale=True, file=sys.stderr) as bar:
+        def show(progress: Progress) -> None:
+            bar.set_postfix(transistors=progress.transistors, refresh=False)
+            bar.update(progress.evaluations - bar.n)
+
+        circuit = make(recipe, weights, checkpoint, show)
+    library = add(chosen.name, circuit, recipe.command())
+    checkpoint.unlink(missing_ok=True)
+    print(describe(library))
+
+
+def captured_weights(config_path: Path, operation: str, runs: Path, separately: bool) -> NDArray[np.int32]:
+    """How often the multipliers of an operation ("layer.operation") see each operand pair, int32 [256, 256] as [a, b].
+
+    The network of the run is trained first where it is not. `separately` takes the operands as independent. Raises
+    RedcaneError for an operation that the network does not have.
+    """
+    import torch
+
+    from flows.config import Config
+    from flows.run import Run
+    from flows.stages import bring_up
+    from model.capture import capture
+    from model.emulation import Emulator
+    from model.multipliers.evolve import pair_weights
+    from model.quantize import image_codes, quantize
+
+    config = Config.load(config_path)
+    run = Run(config, runs / config.name)
+    known = list(config.formats())
+    if operation not in known:
+        near = difflib.get_close_matches(operation[:80], known, 2, 0.4) or known
+        raise RedcaneError(f"no operation `{operation[:80]}` multiplies in this network: there is {' or '.join(near)}")
+    bring_up(run, "train")
+    images, settings = run.dataset.train.images, config.quantize
+    network = quantize(run.network(), torch.from_numpy(images[: settings.images]), config.formats(),
+                       align=settings.align)
+    sampled = image_codes(network, images[: config.assign.images])
+    found = capture(Emulator(network), sampled, seed=config.seed)
+    if operation not in found:
+        raise RedcaneError(f"{operation} never runs in this network: choose one of {', '.join(found)}")
+    counts = sum(found[operation].port_histogram(), np.zeros((256, 256), np.int64))
+    return pair_weights(counts.sum(axis=1), counts.sum(axis=0)) if separately else pair_weights(counts)

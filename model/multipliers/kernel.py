@@ -1,0 +1,145 @@
+"""The compiled kernel of the evolution, `cgp.cpp`: built with g++ at its first use into the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import RedcaneError
+from model.files import digest, write_atomic
+from model.multipliers.chromosome import FUNCTIONS, Chromosome
+from model.multipliers.netlist import cache_folder
+
+SOURCE = Path(__file__).parent / "cgp.cpp"
+_FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-x", "c++")
+_NATIVE = ("-march=native",)
+_SECONDS = 120
+_PAIRS = 1 << 16
+
+
+class SumLimits(ctypes.Structure):
+    """What the sums over all 65,536 operand pairs may reach, as the kernel takes it; -1: no limit. See cgp.cpp."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("absolute", "worst", "square", "bias", "weighted", "weighted_bias")]
+    _fields_ += [("variance", ctypes.c_double)]
+
+
+class Kernel:
+    """The limits and operands of one evolution, prepared for evaluation; a chromosome's arrays are passed each time."""
+
+    def __init__(self, limits: SumLimits, weights: NDArray[np.int32] | None = None) -> None:
+        """`weights` int32 [256, 256] as [a, b], not negative, for the weighted sums."""
+        self._library = _load()
+        if weights is None:
+            # A stride that is coprime to 65,536 mixes the pairs: every part of them is a sample of all.
+            order = (np.arange(_PAIRS) * 40503 % _PAIRS).astype(np.uint16)
+        else:
+            weights = np.ascontiguousarray(weights, np.int32).reshape(_PAIRS)
+            order = np.argsort(-weights.astype(np.int64), kind="stable").astype(np.uint16)
+        truth = np.array([f.truth for f in FUNCTIONS], np.uint8)
+        costs = np.array([f.transistors for f in FUNCTIONS], np.int32)
+        self._problem = ctypes.c_void_p(self._library.problem_new(
+            ctypes.byref(limits), len(FUNCTIONS), _pointer(truth), _pointer(costs), _pointer(order),
+            None if weights is None else _pointer(weights)))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_problem"):
+            self._library.problem_free(self._problem)
+
+    def products(self, chromosome: Chromosome) -> NDArray[np.uint16]:
+        """The product table, uint16 [256, 256] as [a, b]."""
+        table = np.zeros(_PAIRS, np.uint16)
+        genes = flat(chromosome)
+        self._library.products(self._problem, len(chromosome.nodes), _pointer(genes), _pointer(table))
+        return table.reshape(256, 256)
+
+    def cost(self, chromosome: Chromosome) -> int | None:
+        """The transistors of the active nodes where the chromosome keeps the limits, else None."""
+        genes = flat(chromosome)
+        cost = int(self._library.cost(self._problem, len(chromosome.nodes), _pointer(genes)))
+        return None if cost < 0 else cost
+
+    def evolve(self, genes: NDArray[np.int32], random: NDArray[np.uint64], generations: int,
+               simulated: NDArray[np.int64]) -> int:
+        """Run generations of four offspring on `genes` (see `flat`), which must keep the limits, and return the cost.
+
+        Changes all three arrays: the genes become the best found, `random` uint64 [1] is the generator's state,
+        `simulated` int64 [1] grows by the number of offspring whose error was computed.
+        """
+        nodes = (len(genes) - 16) // 3
+        return int(self._library.evolve(self._problem, nodes, _pointer(genes), _pointer(random),
+                                        ctypes.c_int64(generations), _pointer(simulated)))
+
+
+def flat(chromosome: Chromosome) -> NDArray[np.int32]:
+    """The genes as the kernel takes them: int32 [3 N + 16], the nodes', then the outputs'."""
+    return np.ascontiguousarray(np.concatenate([chromosome.nodes.reshape(-1), chromosome.outputs]), np.int32)
+
+
+def unflat(genes: NDArray[np.int32]) -> Chromosome:
+    """The chromosome of flat genes; RedcaneError where they are none."""
+    if genes.ndim != 1 or len(genes) < 19 or (len(genes) - 16) % 3:
+        raise RedcaneError(f"{genes.size} numbers are not the genes of a circuit")
+    return Chromosome(genes[:-16].reshape(-1, 3).copy(), genes[-16:].copy())
+
+
+def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+@functools.cache
+def _load() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(_build()))
+    except OSError as error:
+        raise RedcaneError(f"the compiled evolution kernel does not load ({error}): delete {_folder()}") from None
+    library.problem_new.restype = ctypes.c_void_p
+    library.problem_free.restype = None
+    library.products.restype = None
+    library.cost.restype = library.evolve.restype = ctypes.c_int64
+    return library
+
+
+def _folder() -> Path:
+    return cache_folder() / "kernels"
+
+
+def _build() -> Path:
+    """The shared library, from the cache where the same source, compiler and processor made it before."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise RedcaneError("evolving multipliers needs the C++ compiler g++: install it (Debian, Ubuntu: "
+                           "`apt install g++`)")
+    # The predefined macros tell the compiler's version and, under -march=native, the processor's instructions.
+    native: tuple[str, ...] = _NATIVE
+    macros = _run([compiler, *native, "-dM", "-E", "-x", "c++", "/dev/null"])
+    if macros is None:  # not every architecture knows `native`
+        native = ()
+        macros = _run([compiler, "-dM", "-E", "-x", "c++", "/dev/null"]) or ""
+    source = SOURCE.read_bytes()
+    path = _folder() / f"{digest(source + ' '.join((*_FLAGS, *native)).encode() + macros.encode())}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(prefix="redcane-kernel-") as name:
+            built = Path(name) / "cgp.so"
+            if _run([compiler, *_FLAGS, *native, "-o", str(built), str(SOURCE)]) is None:
+                raise RedcaneError(f"{compiler} could not compile {SOURCE}: g++ 9 or newer is needed")
+            write_atomic(path, built.read_bytes())
+    return path
+
+
+def _run(command: list[str]) -> str | None:
+    """What a command prints, None where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
