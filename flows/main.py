@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import evolve_command
+from flows import evolve_command, profile_command
 from model.errors import RedcaneError
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("--library", metavar="NAME", help="of this library only")
     action.set_defaults(command=_list)
     evolve_command.add_parser(actions)
+    profile_command.add_parser(actions)
     return parser
 
 
