@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import evolve_command, profile_command
+from flows import evolve_command, fetch_command, profile_command
 from model.errors import RedcaneError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     action = actions.add_parser("list", help="show all multipliers")
     action.add_argument("--library", metavar="NAME", help="of this library only")
     action.set_defaults(command=_list)
+    fetch_command.add_parser(actions)
     evolve_command.add_parser(actions)
     profile_command.add_parser(actions)
     return parser

@@ -140,11 +140,16 @@ def import_folder(path: Path, name: str = "evoapprox") -> Library:
     not an unsigned 8 x 8 multiplier or two circuits bear one name.
     """
     check_name(name)
-    files = _verilog_files(path)
-    circuits = _without_copies(path, [Circuit(str(file.relative_to(path)), read_verilog(file)) for file in files])
+    circuits = circuits_in(path)
     with replace_folder(libraries_folder() / name) as folder:
         write_library(folder, name, circuits, {c.label: f"imported from {c.label}" for c in circuits})
     return load_library(name)
+
+
+def circuits_in(path: Path) -> list[Circuit]:
+    """What `import_folder` would import of a folder. Raises RedcaneError as it does."""
+    files = _verilog_files(path)
+    return _without_copies(path, [Circuit(str(file.relative_to(path)), read_verilog(file)) for file in files])
 
 
 def write_library(folder: Path, name: str, circuits: Sequence[Circuit], provenance: dict[str, str]) -> None:

@@ -1,0 +1,93 @@
+"""EvoApproxLib from folders and archives: hostile ones, and ones that are not the release."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from model.errors import RedcaneError
+from model.multipliers import evoapprox
+from model.multipliers.evoapprox import fetch, unpack
+from model.multipliers.library import library_names
+
+MULTIPLIER = b"module mul8u_X(input [7:0] A, input [7:0] B, output [15:0] O); assign O = A * B; endmodule\n"
+GOOD = "lib/multiplers/8x8_unsigned/pareto_pwr_ep/mul8u_X.v"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDCANE_HOME", str(tmp_path / "home"))
+
+
+def tar(path: Path, members: dict[str, bytes], link: str | None = None) -> Path:
+    with tarfile.open(path, "w:gz") as packed:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            packed.addfile(info, io.BytesIO(content))
+        if link:
+            info = tarfile.TarInfo("lib/8x8_unsigned/a/mul8u_L.v")
+            info.type, info.linkname = tarfile.SYMTYPE, link
+            packed.addfile(info)
+    return path
+
+
+def test_only_the_multipliers_come_out_of_an_archive(tmp_path: Path) -> None:
+    members = {GOOD: MULTIPLIER, "../../8x8_unsigned/mul8u_E.v": MULTIPLIER, "/etc/8x8_unsigned/mul8u_F.v": MULTIPLIER,
+               "lib/8x8_unsigned/mul8u_G_pdk45.v": b"x", "lib/README": b"x"}  # fmt: skip
+    tar(tmp_path / "x.tar.gz", members, link="/etc/passwd")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+    for archive in ("x.tar.gz", "x.zip"):
+        folder = tmp_path / f"out of {archive}"
+        folder.mkdir()
+        unpack(tmp_path / archive, folder)
+        assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == ["mul8u_E.v", "mul8u_F.v", "mul8u_X.v"]
+    assert {p.name for p in tmp_path.iterdir()} == {"x.tar.gz", "x.zip", "out of x.tar.gz", "out of x.zip"}
+
+
+def test_archives_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    whole = tar(tmp_path / "whole.tar.gz", {GOOD: MULTIPLIER * 1000}).read_bytes()
+    (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "none").write_bytes(b"not an archive")
+    tar(tmp_path / "empty.tar.gz", {"lib/README": b"x"})
+    tar(tmp_path / "bomb.tar.gz", {GOOD: bytes(2**21)})
+    for name, sentence in (("cut.tar.gz", "not a whole"), ("none", "not a whole"), ("empty.tar.gz", "holds no"),
+                           ("bomb.tar.gz", "larger than"), ("missing", "no such")):  # fmt: skip
+        with pytest.raises(RedcaneError, match=sentence):
+            unpack(tmp_path / name, out)
+    monkeypatch.setattr(evoapprox, "MEMBERS_LIMIT", 2)
+    tar(tmp_path / "many.tar.gz", {f"{i}": b"" for i in range(5)})
+    with pytest.raises(RedcaneError, match="more than 2 files"):
+        unpack(tmp_path / "many.tar.gz", out)
+
+
+def test_another_release_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tar(tmp_path / "x.tar.gz", {GOOD: MULTIPLIER})
+    with pytest.raises(RedcaneError, match="is missing"):
+        fetch(archive)
+    monkeypatch.setattr(evoapprox, "TABLES", {"mul8u_X": "0123456789abcdef"})
+    with pytest.raises(RedcaneError, match="another circuit"):
+        fetch(archive)
+    assert "evoapprox" not in library_names()
+
+
+def test_a_release_that_checks_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = fetch_digest()
+    monkeypatch.setattr(evoapprox, "TABLES", {"mul8u_X": exact[:16]})
+    library = fetch(tar(tmp_path / "x.tar.gz", {GOOD: MULTIPLIER}))
+    assert library.exact.name == "mul8u_X"
+    assert "evoapprox" in library_names()
+
+
+def fetch_digest() -> str:
+    from model.multipliers.component import table_digest
+    from model.multipliers.netlist import extract_table
+
+    return table_digest(extract_table(MULTIPLIER.decode()).table)
