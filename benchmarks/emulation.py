@@ -1,65 +1,308 @@
-"""How fast the torch emulation runs a finished run's network, against the NumPy reference.
+"""How fast the emulation is, beside torch in float32 and a gather in NumPy, in one process.
 
-    python benchmarks/emulation.py runs/digits [--images 512]
+    python benchmarks/emulation.py layers                       # four layers, several multipliers, both formats
+    python benchmarks/emulation.py capsnet [--images 1000]      # MNIST's images through the original CapsNet
+    python benchmarks/emulation.py run runs/digits              # a finished run's network, against the reference
 
-One thread, the same images, all in one process; ratios are what counts. Results are kept beside this file as
-emulation.json.
+Operands of `layers` are uniformly random codes, the worst for caches. Times are the best of several; those of one
+thread are the thread's CPU time, so that neighbours on the machine disturb little. Two threads against one are by the
+clock, which neighbours do disturb, and by the CPU time of both, which shows what the division itself costs. The tables
+are of EvoApprox8b where $REDCANE_DATA has them (evoapprox/tables-v1.0.npz), else the embedded library's. All that is
+timed is compared with the reference as well. Results are kept beside this file as emulation-layers.json,
+emulation-capsnet.json and emulation-run.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.accelerator import array_multiplications
-from model import qfile, reference
-from model.emulation import Emulator
+from model import datasets, qfile, reference
+from model.capsnet import CapsNet, CapsNetShape
+from model.emulation import Emulator, term_table
+from model.errors import RedcaneError
+from model.kernel_sums import KernelSums
+from model.lookup import LEVELS, best_level
+from model.multipliers.library import load_library
+from model.qnetwork import (
+    Coding,
+    Product,
+    QClassCaps,
+    QConv,
+    QConvLayer,
+    QNetwork,
+    Requantizer,
+    Squash,
+    Table,
+    exp_table,
+)
+from model.quantize import image_codes, quantize
+
+RANKS = {"1446": 1, "JQQ": 3, "125K": 4, "7C1": 8, "QJD": 11, "FTA": 18, "NGR": 52, "L40": 192, "12N4": 228}
+LAYERS = {  # batch, height and width, channels in, out, kernel, stride, padding
+    "conv1": (4, 28, 1, 256, 9, 1, 0),
+    "PrimaryCaps": (1, 20, 256, 256, 9, 2, 0),
+    "PrimaryCaps, batch 4": (4, 20, 256, 256, 9, 2, 0),
+    "3x3 64->64": (4, 32, 64, 64, 3, 1, 1),
+}
+VOTES = ("ClassCaps votes, batch 16", 16, 1152, 8, 10, 16)  # batch, capsules in, their elements, classes, elements
+SIGNED, UNSIGNED = Coding("signed", 1 / 127), Coding("unsigned", 1 / 255)
+UNIT = Requantizer(2**15, 16, 0, -127, 127)
+CAPSNET = CapsNetShape((28, 28, 1), 256, 9, 32, 8, 9, 2, 10, 16)  # Sabour et al. 2017
 
 
-def seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """The median of several runs after one to warm up."""
+def best(work: Callable[[], object], clock: Callable[[], float] = time.thread_time, seconds: float = 0.4) -> float:
+    """The shortest of the runs that fit `seconds`, at least three, after one to warm up."""
     work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 3:
+        start = clock()
         work()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+        times.append(clock() - start)
+    return min(times)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--images", type=int, default=512)
-    chosen = parser.parse_args()
+def speed_up(work: Callable[[], object], seconds: float = 4.0) -> float:
+    """The time of one thread over that of two: the shortest of many runs, alternating."""
+    shortest = {1: np.inf, 2: np.inf}
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        for threads in shortest:
+            torch.set_num_threads(threads)
+            start = time.perf_counter()
+            work()
+            shortest[threads] = min(shortest[threads], time.perf_counter() - start)
     torch.set_num_threads(1)
-    network = qfile.load(chosen.run / "qmodel")
-    codes = np.random.default_rng(0).integers(0, 256, (chosen.images, *network.image)).astype(np.int16)
-    work = array_multiplications(network)
-    emulator = Emulator(network)
+    return shortest[1] / shortest[2]
+
+
+def multipliers() -> dict[str, Table]:
+    """Product tables by name, of every rank that there is."""
+    file = Path(os.environ.get("REDCANE_DATA") or ".") / "evoapprox" / "tables-v1.0.npz"
+    if file.is_file():
+        with np.load(file, allow_pickle=False) as arrays:
+            return {f"mul8u_{name} (rank {rank})": arrays[f"mul8u_{name}"] for name, rank in RANKS.items()}
+    components = load_library().components
+    return {name: components[name].table for name in list(components)[:: max(1, len(components) // 8)]}
+
+
+def operands(format: str, a: Coding) -> tuple[Coding, Coding]:
+    """Codings of both operands; `a` is that of the sign-magnitude format."""
+    return (Coding("affine", 1.0, 100), Coding("affine", 1.0, 120)) if format == "affine" else (a, SIGNED)
+
+
+def random_codes(rng: np.random.Generator, coding: Coding, shape: tuple[int, ...]) -> NDArray[np.int16]:
+    return rng.integers(coding.lo, coding.hi + 1, shape).astype(np.int16)
+
+
+class Convolution:
+    """One convolution of random codes: the kernel's, torch's in float32, NumPy's gather, and the reference."""
+
+    def __init__(self, size: tuple[int, ...], format: str, table: Table) -> None:
+        batch, side, cin, cout, kernel, stride, padding = size
+        rng = np.random.default_rng(0)
+        a, b = operands(format, UNSIGNED)
+        product = Product(format, a, b, SIGNED, UNIT, "table", 1)  # type: ignore[arg-type]  # one of two
+        weights = random_codes(rng, b, (cout, kernel, kernel, cin))
+        self.conv = QConv(weights, np.zeros(cout, np.int32), stride, product, padding)
+        self.x, self.table = random_codes(rng, a, (batch, side, side, cin)), table
+        self.network = QNetwork((side, side, cin), a, (QConvLayer("conv", self.conv),), {"table": table})
+        out = (side + 2 * padding - kernel) // stride + 1
+        self.sums, self.terms = batch * out * out * cout, kernel * kernel * cin
+
+    def kernel(self, level: str) -> Callable[[], torch.Tensor]:
+        unit = KernelSums(self.network, {"conv.mac": term_table(self.conv.mac, self.table)}, level)
+        x = torch.from_numpy(self.x)
+
+        def work() -> torch.Tensor:
+            with unit.prepared():
+                return unit.convolution("conv.mac", self.conv, x)
+
+        return work
+
+    def float32(self) -> Callable[[], torch.Tensor]:
+        x = torch.from_numpy(self.x).float().permute(0, 3, 1, 2).contiguous()
+        weights = torch.from_numpy(self.conv.weights).float().permute(0, 3, 1, 2).contiguous()
+        return lambda: torch.nn.functional.conv2d(x, weights, None, self.conv.stride, self.conv.padding)
+
+    def gather(self) -> tuple[Callable[[], list[NDArray]], int]:
+        """NumPy's `table[a, b]`, summed, for some rows and channels of the layer's length, and how many terms."""
+        rng = np.random.default_rng(1)
+        a, b = rng.integers(0, 256, (200, self.terms)), rng.integers(0, 256, (4, self.terms))
+        table = self.table.astype(np.int32)
+        return lambda: [table[a, channel].sum(axis=1) for channel in b], a.size * len(b)
+
+    def wanted(self) -> NDArray:
+        """The reference's sums of the first image and four channels."""
+        few = QConv(self.conv.weights[:4], self.conv.bias[:4], self.conv.stride, self.conv.mac, self.conv.padding)
+        return reference.convolution(few, self.table, self.x[0])
+
+    def check(self, found: torch.Tensor) -> None:
+        np.testing.assert_array_equal(found[0, ..., :4].numpy(), self.wanted())
+
+
+class Votes(Convolution):
+    """The votes of class capsules."""
+
+    def __init__(self, size: tuple[int, ...], format: str, table: Table) -> None:
+        batch, inputs, dim_in, classes, dim = size
+        rng = np.random.default_rng(0)
+        a, b = operands(format, SIGNED)
+        product = Product(format, a, b, SIGNED, UNIT, "table", 1)  # type: ignore[arg-type]  # one of two
+        weights = random_codes(rng, b, (inputs, dim_in, classes, dim))
+        squash = Squash.for_scales(0.01, SIGNED)
+        self.layer = QClassCaps("caps", weights, product, product, product, exp_table(0.1), squash, 1)
+        self.x, self.table = random_codes(rng, a, (batch, inputs, dim_in)), table
+        self.network = QNetwork((1, 1, 1), a, (self.layer,), {"table": table})
+        self.sums, self.terms = batch * inputs * classes * dim, dim_in
+
+    def kernel(self, level: str) -> Callable[[], torch.Tensor]:
+        terms = term_table(self.layer.votes, self.table)
+        unit = KernelSums(self.network, {key: terms for key, _, _ in self.network.products()}, level)
+        x = torch.from_numpy(self.x)
+
+        def work() -> torch.Tensor:
+            with unit.prepared():
+                return unit.votes(self.layer, x)
+
+        return work
+
+    def float32(self) -> Callable[[], torch.Tensor]:
+        x = torch.from_numpy(self.x).float().transpose(0, 1).contiguous()
+        weights = torch.from_numpy(self.layer.weights).float().flatten(2)
+        return lambda: torch.bmm(x, weights)
+
+    def check(self, found: torch.Tensor) -> None:
+        terms = reference.products(self.layer.votes, self.table, self.x[0, :, :, None, None], self.layer.weights)
+        np.testing.assert_array_equal(found[0].numpy(), terms.sum(axis=1))
+
+
+def layers() -> dict[str, Any]:
+    """GMAC/s of every layer, by format, engine and multiplier."""
+    level = best_level()
+    if level is None:
+        raise SystemExit("there is no compiler: nothing to measure")
+    tables = multipliers()
+    first = next(iter(tables.values()))
+    rows: dict[str, Any] = {}
+    sizes = {**LAYERS, VOTES[0]: VOTES[1:]}
+    for name, size in sizes.items():
+        kind = Votes if name == VOTES[0] else Convolution
+        row: dict[str, Any] = {}
+        plain = kind(size, "sign-magnitude", first)
+        work = plain.sums * plain.terms / 1e9
+        row["torch float32"] = work / best(plain.float32())
+        gather, count = plain.gather()
+        row["NumPy gather"] = count / 1e9 / best(gather)
+        for format in ("sign-magnitude", "affine"):
+            speeds = {}
+            for label, table in tables.items():
+                case = kind(size, format, table)
+                run = case.kernel(level)
+                case.check(run())
+                speeds[label] = work / best(run)
+            row[f"{format}, {level}"] = speeds
+            for other in LEVELS[: LEVELS.index(level)]:
+                row[f"{format}, {other}"] = work / best(kind(size, format, first).kernel(other))
+        run = plain.kernel(level)
+        cpu = {}
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            cpu[threads] = best(run, time.process_time)
+        torch.set_num_threads(1)
+        row["CPU time, two against one"] = cpu[2] / cpu[1]
+        row["speed, two against one"] = speed_up(run)
+        rows[name] = row
+        print(name)
+        for label, value in row.items():
+            ends = (min(value.values()), max(value.values())) if isinstance(value, dict) else (value,)
+            print(f"    {label:28}", " ... ".join(f"{speed:6.2f}" for speed in ends), flush=True)
+    return {"unit": "GMAC/s per core", "level": level, "layers": rows}
+
+
+def capsnet(images: int) -> dict[str, Any]:
+    """The original CapsNet on MNIST's test images (noise where they are not at hand), each operation its multiplier."""
+    torch.manual_seed(0)
+    network = CapsNet(CAPSNET)
+    try:
+        pixels = torch.from_numpy(datasets.load("mnist").test.images[:images])
+    except RedcaneError as error:
+        print(f"noise instead of MNIST: {error}")
+        pixels = torch.rand(images, 1, 28, 28)
+    quantised = quantize(network, pixels[:16])
+    tables = {name.split()[0]: table for name, table in multipliers().items()}
+    keys = [key for key, _, _ in quantised.products()]
+    assignment = {key: list(tables)[i % len(tables)] for i, key in enumerate(keys)}
+    quantised = quantised.with_components(assignment, tables)
+    codes = image_codes(quantised, pixels)
+    emulator = Emulator(quantised)
+    rows: dict[str, Any] = {"assignment": assignment, "images": len(codes)}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        emulator.classify(codes[:20])
+        start, cpu = time.perf_counter(), time.process_time()
+        classes = emulator.classify(codes)
+        taken, used = time.perf_counter() - start, time.process_time() - cpu
+        rows[f"{threads} threads"] = {"seconds": taken, "cpu_seconds": used}
+        print(f"{threads} threads: {len(codes)} images in {taken:.1f} s ({used:.1f} s of CPU time); "
+              f"10,000 take {taken / len(codes) * 1e4:.0f} s")  # fmt: skip
+    trace = emulator.run(codes[:2])
+    for n in range(2):
+        for name, value in reference.run(quantised, codes[n]).items():
+            np.testing.assert_array_equal(trace[name][n].numpy(), value, err_msg=name)
+        assert trace["class"][n] == classes[n]
+    print("every boundary of two images equals the reference")
+    return rows
+
+
+def finished_run(folder: Path, images: int) -> dict[str, Any]:
+    """A finished run's network: seconds for an image and products a second."""
+    network = qfile.load(folder / "qmodel")
+    codes = np.random.default_rng(0).integers(0, 256, (images, *network.image)).astype(np.int16)
+    work, emulator = array_multiplications(network), Emulator(network)
+    torch_alone = Emulator(network, engine="torch")
     taken = {
-        "emulation": seconds(lambda: emulator.classify(codes)) / chosen.images,
-        "NumPy reference": seconds(lambda: [reference.run(network, image) for image in codes[:8]], 3) / 8,
+        "emulation": best(lambda: emulator.classify(codes)) / images,
+        "torch alone": best(lambda: torch_alone.classify(codes[:64])) / min(64, images),
+        "NumPy reference": best(lambda: [reference.run(network, image) for image in codes[:8]]) / min(8, images),
     }
-    same = all(
-        int(reference.run(network, image)["class"]) == answer
-        for image, answer in zip(codes[:8], emulator.classify(codes[:8]), strict=True)
-    )
-    if not same:
-        raise SystemExit("emulation and reference differ")
+    for image, found in zip(codes[:8], emulator.classify(codes[:8]), strict=True):
+        assert int(reference.run(network, image)["class"]) == found, "emulation and reference differ"
     for name, each in taken.items():
         ratio = taken["NumPy reference"] / each
         print(f"{name:16} {each * 1e3:8.3f} ms an image {work / each / 1e9:7.3f} G products/s {ratio:7.1f} x reference")
     rows = {name: {"seconds_per_image": each, "products_per_second": work / each} for name, each in taken.items()}
-    Path(__file__).with_suffix(".json").write_text(
-        json.dumps({"multiplications": work, "engines": rows}, indent=1) + "\n"
-    )
+    return {"multiplications": work, "engines": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = parser.add_subparsers(dest="mode", required=True)
+    modes.add_parser("layers")
+    modes.add_parser("capsnet").add_argument("--images", type=int, default=1000)
+    run = modes.add_parser("run")
+    run.add_argument("folder", type=Path)
+    run.add_argument("--images", type=int, default=512)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    if chosen.mode == "layers":
+        results = layers()
+    elif chosen.mode == "capsnet":
+        results = capsnet(chosen.images)
+    else:
+        results = finished_run(chosen.folder, chosen.images)
+    out = Path(__file__).with_name(f"emulation-{chosen.mode}.json")
+    out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -300,7 +300,8 @@ void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threa
     const Micro micro = choose(*plan, level);
     const int64_t across = (job->lanes + LANES - 1) / LANES;
     // few rows are divided so that every thread has some
-    const int64_t wanted = std::max<int64_t>(1, 4 * threads / std::max<int64_t>(1, job->groups * across));
+    const int64_t each = threads > 1 ? 4 * threads : 1;
+    const int64_t wanted = std::max<int64_t>(1, each / std::max<int64_t>(1, job->groups * across));
     const int64_t height = std::max<int64_t>(1, std::min(ROWS, (job->rows + wanted - 1) / wanted));
     const int64_t down = (job->rows + height - 1) / height, tiles = job->groups * across * down;
     parallel(threads, tiles, std::max<int64_t>(1, std::min<int64_t>(64, tiles / (8 * threads))),

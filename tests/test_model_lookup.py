@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from model.errors import RedcaneError
 from model.gather import GatherSums
 from model.kernel_sums import KernelSums
 from model.lookup import LEVELS, best_level, compile_plan
+from model.multipliers.library import load_library
 from model.qnetwork import (
     Coding,
     Product,
@@ -218,3 +221,33 @@ def test_long_sums_of_the_largest_bytes(level: str, terms: int, b: Coding) -> No
     unit = KernelSums(network, {"conv.mac": term_table(product, table)}, level)
     found = unit.convolution("conv.mac", conv, torch.from_numpy(x[None]))
     np.testing.assert_array_equal(found[0].numpy(), reference.convolution(conv, table, x))
+
+
+def real_tables() -> dict[str, np.ndarray]:
+    """The embedded library's, and those of EvoApprox8b where they are at hand."""
+    found = {name: component.table for name, component in load_library().components.items()}
+    file = Path(os.environ.get("REDCANE_DATA") or ".") / "evoapprox" / "tables-v1.0.npz"
+    if file.is_file():
+        with np.load(file, allow_pickle=False) as arrays:
+            found |= {name: arrays[name] for name in arrays.files}
+    return found
+
+
+@levels
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [(UNSIGNED, SIGNED), (SIGNED, SIGNED), (UNSIGNED, UNSIGNED), (Coding("affine", 1.0, 100), Coding("affine", 1.0, 7))],
+    ids=["unsigned", "signed", "magnitudes", "affine"],
+)
+def test_every_product_of_real_multipliers(level: str, a: Coding, b: Coding) -> None:
+    """Sums of one term: images of one pixel for each a, a channel for each b."""
+    every_a, every_b = (np.arange(coding.lo, coding.hi + 1, dtype=np.int16) for coding in (a, b))
+    for name, table in real_tables().items():
+        format = "affine" if a.kind == "affine" else "sign-magnitude"
+        product = Product(format, a, b, SIGNED, UNIT, name, 1)  # type: ignore[arg-type]  # one of two
+        conv = QConv(every_b[:, None, None, None], np.zeros(len(every_b), np.int32), 1, product)
+        network = QNetwork((1, 1, 1), a, (QConvLayer("conv", conv),), {name: table})
+        unit = KernelSums(network, {"conv.mac": term_table(product, table)}, level)
+        found = unit.convolution("conv.mac", conv, torch.from_numpy(every_a[:, None, None, None]))
+        wanted = reference.products(product, table, every_a[:, None], every_b)
+        np.testing.assert_array_equal(found[:, 0, 0].numpy(), wanted, err_msg=name)
