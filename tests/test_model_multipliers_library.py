@@ -14,7 +14,7 @@ from model.multipliers import library as library_file
 from model.multipliers.library import describe, import_folder, libraries_folder, library_names, load_library
 
 HEADER = """/***
-* This code is a part of EvoApproxLib library
+* A comment that stands before the figures
 ***/
 // MAE% = {mae} %
 // MAE = 12
