@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import evolve_command, fetch_command, profile_command
+from flows import characterize_command, evolve_command, fetch_command, profile_command
 from model.errors import RedcaneError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch_command.add_parser(actions)
     evolve_command.add_parser(actions)
     profile_command.add_parser(actions)
+    characterize_command.add_parser(actions)
     return parser
 
 
