@@ -21,8 +21,8 @@ from model.multipliers.library import EMBEDDED, write_library
 from model.multipliers.netlist import Circuit
 
 EXACT = family.Structure("mul8u_exact", "UnsignedDaddaMultiplier", {}, "UnsignedRippleCarryAdder")
-EVALUATIONS = 10_000_000
-UNIFORM, SMALL = 24, 12
+EVALUATIONS, WEIGHTED_EVALUATIONS = 10_000_000, 3_000_000
+UNIFORM, SMALL = 24, 9
 
 
 def recipes() -> list[Recipe]:
@@ -33,10 +33,10 @@ def recipes() -> list[Recipe]:
         limits = Limits(mae=mae, wce=_short(8 * mae), bias=_short(mae / 20))
         found.append(Recipe(f"mul8u_e{index + 1:02}", limits, 1, EVALUATIONS, "mul8u_exact"))
     for index in range(SMALL):
-        weighted = _short(0.002 * 125 ** (index / (SMALL - 1)))
+        weighted = _short(0.002 * 125 ** (index / 7))
         limits = Limits(mae=_short(20 * weighted), wce=_short(160 * weighted), weighted_mae=weighted,
                         weighted_bias=_short(weighted / 10))
-        found.append(Recipe(f"mul8u_s{index + 1:02}", limits, 1, EVALUATIONS, "mul8u_exact", half_normal=48))
+        found.append(Recipe(f"mul8u_s{index + 1:02}", limits, 1, WEIGHTED_EVALUATIONS, "mul8u_exact", half_normal=48))
     return found
 
 

@@ -1,7 +1,8 @@
-"""The embedded library: an exact multiplier and a graded family of truncated and broken-array ones.
+"""A graded family of truncated and broken-array multipliers, and the exact one from which the embedded ones evolved.
 
 Made with `ariths-gen` (by EvoApproxLib's authors), which the product does not need to run:
-`python -m model.multipliers.family` writes the folder `embedded/` anew, the same to the byte.
+`python -m model.multipliers.family FOLDER` writes them as Verilog, with their library.json; what evolution finds is
+compared with them.
 
 A component's name says its function: `bam_hXvY` adds only the partial products a_i b_j with j >= X and i + j >= Y,
 `trunc_K` only those with i >= K and j >= K. Of the structures that compute it, the one with the fewest transistors
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from model.errors import RedcaneError
 from model.files import replace_folder
 from model.multipliers.error_figures import error_figures
-from model.multipliers.library import EMBEDDED, write_library
+from model.multipliers.library import write_library
 from model.multipliers.netlist import Circuit, extract_many
 
 LARGEST_MAE_PERCENT = 8.0
@@ -54,7 +55,7 @@ def definition(component: str) -> NDArray[np.uint16]:
     elif found := re.fullmatch(r"mul8u_trunc_(\d+)", component):
         first_a, first_b, column = int(found[1]), int(found[1]), 0
     else:
-        raise RedcaneError(f"`{component}` is not a component of the embedded family")
+        raise RedcaneError(f"`{component}` is not a component of this family")
     a, b = np.arange(256)[:, None], np.arange(256)[None, :]
     return sum(((a >> i & 1) * (b >> j & 1) << i + j for i in range(first_a, 8) for j in range(first_b, 8)
                 if i + j >= column), np.zeros((256, 256), np.int64)).astype(np.uint16)
@@ -99,7 +100,7 @@ def verilog(structure: Structure) -> str:
 
 
 def select() -> list[Structure]:
-    """The embedded family: the Pareto front of (MAE, transistors) over all candidates, thinned by SMALLEST_STEP.
+    """The family: the Pareto front of (MAE, transistors) over all candidates, thinned by SMALLEST_STEP.
 
     A structure whose products are not those of its `definition` is left out.
     """
@@ -117,16 +118,18 @@ def select() -> list[Structure]:
     return chosen
 
 
-def write(folder: Path = EMBEDDED) -> None:
-    """Make the embedded library anew in `folder`, which it replaces."""
+def write(folder: Path) -> None:
+    """Make the family a library in `folder`, which it replaces."""
     chosen = select()
     with replace_folder(folder) as fresh:
         circuits = [Circuit(str(structure), verilog(structure)) for structure in chosen]
-        write_library(fresh, "embedded", circuits, {str(s): f"ariths-gen {s}" for s in chosen})
+        write_library(fresh, "ariths-gen", circuits, {str(s): f"ariths-gen {s}" for s in chosen})
 
 
 if __name__ == "__main__":
     try:
-        write()
+        write(Path(sys.argv[1]))
+    except IndexError:
+        sys.exit("error: name the folder to write")
     except RedcaneError as error:
         sys.exit(f"error: {error}")

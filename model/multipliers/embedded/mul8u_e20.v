@@ -1,0 +1,53 @@
+// Evolved by ReD-CaNe: redcane library evolve --mae 2.7 --wce 22 --bias 0.14 --start mul8u_exact --evaluations 10000000 --seed 1 --component mul8u_e20
+// Limits: mae <= 2.7 %, wce <= 22 %, bias <= 0.14 %
+// All operand pairs alike: MAE 2.683 %, worst case 13.06 %, std 3.328 %, bias -0.05445 %, wrong 99.99 %
+module mul8u_e20(input [7:0] A, input [7:0] B, output [15:0] O);
+  wire n0 = B[5] & A[6];
+  wire n1 = B[7] & A[5];
+  wire n2 = B[6] & A[6];
+  wire n3 = A[7] & B[5];
+  wire n4 = A[7] & B[6];
+  wire n5 = A[7] & B[7];
+  wire n6 = B[7] & A[6];
+  wire n7 = n4 | n0;
+  wire n8 = ~(n3 & n1);
+  wire n9 = n3 ^ n1;
+  wire n10 = ~n8;
+  wire n11 = ~(n1 & n2);
+  wire n12 = n1 ^ n2;
+  wire n13 = ~n11;
+  wire n14 = ~(n9 & n12);
+  wire n15 = n9 ^ n12;
+  wire n16 = n13 ^ n10;
+  wire n17 = ~(n7 & n15);
+  wire n18 = n7 ^ n15;
+  wire n19 = ~(n4 & n16);
+  wire n20 = n4 ^ n16;
+  wire n21 = ~(n14 & n17);
+  wire n22 = ~(n11 & n19);
+  wire n23 = ~(n6 & n20);
+  wire n24 = n6 ^ n20;
+  wire n25 = ~(n21 & n24);
+  wire n26 = n22 | ~n5;
+  wire n27 = n21 ^ n24;
+  wire n28 = ~(n23 & n25);
+  wire n29 = ~(n28 & n5);
+  wire n30 = ~(n28 ^ n26);
+  wire n31 = ~(n19 & n29);
+  assign O[0] = n21;
+  assign O[1] = n23;
+  assign O[2] = n22;
+  assign O[3] = n12;
+  assign O[4] = n14;
+  assign O[5] = n12;
+  assign O[6] = n16;
+  assign O[7] = B[6];
+  assign O[8] = n16;
+  assign O[9] = n11;
+  assign O[10] = A[4];
+  assign O[11] = B[4];
+  assign O[12] = n18;
+  assign O[13] = n27;
+  assign O[14] = n30;
+  assign O[15] = n31;
+endmodule
