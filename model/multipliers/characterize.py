@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -34,8 +35,7 @@ SEQUENCE = 1 << 14
 """How many operand pairs, one after the other, the toggles are counted over."""
 
 _SCHEMA = 1
-_BATCH = 12
-_SECONDS = (120, 20)  # for a batch, and for each of its components
+_SECONDS = 120  # for a component
 _MOST_LIBERTY_BYTES = 64 << 20
 _MOST_JSON_BYTES = 64 << 20
 
@@ -45,8 +45,7 @@ write_json cells.json
 """
 # Names are replaced by g1, g2, ... so that nothing from the component's text reaches OpenSTA.
 FLOW = """
-design -reset; design -reset-vlog
-read_verilog {file}.v
+read_verilog component.v
 hierarchy -check -top {module}
 proc -norom
 synth -flatten -top {module}
@@ -59,11 +58,11 @@ abc -liberty cells.lib
 opt_clean -purge
 rename -hide
 rename -enumerate -pattern g%
-tee -q -o {file}.stat.json stat -json -liberty cells.lib
-write_json {file}.json
+tee -q -o stat.json stat -json -liberty cells.lib
+write_json mapped.json
 splitnets -ports
 opt_clean
-write_verilog -noattr -noexpr -nohex {file}.mapped.v
+write_verilog -noattr -noexpr -nohex mapped.v
 """
 _FULL_ADDERS = "extract_fa -fa\ntechmap -map full_adder.v"
 _FULL_ADDER = """
@@ -117,7 +116,7 @@ def characterize(components: Sequence[Multiplier], liberty: Path, opensta: str |
     """The costs of components (by name) in the cells of a Liberty file.
 
     `opensta` is the program's path (`model.opensta.find_opensta`); with None there are areas only. `sequence` is an
-    `operand_sequence`. `done` is told how many components are finished, batch by batch. Raises RedcaneError, naming
+    `operand_sequence`. `done` is told how many more components are finished. Raises RedcaneError, naming
     the component, where a tool fails or a mapped netlist does not multiply as its component's table says.
     """
     sequence = operand_sequence() if sequence is None else sequence
@@ -128,22 +127,25 @@ def characterize(components: Sequence[Multiplier], liberty: Path, opensta: str |
     found = {name: known for name, file in files.items() if (known := _cached(file, opensta is not None))}
     done(len(found))
     missing = [c for c in components if c.name not in found]
-    with tempfile.TemporaryDirectory(prefix="redcane-characterize-") as name:
-        folder = Path(name)
-        (folder / "cells.lib").write_bytes(library)
-        cells = _read_cells(folder, liberty) if missing else {}
-        for start in range(0, len(missing), _BATCH):
-            batch = missing[start:start + _BATCH]
-            for component, (mapped, area, verilog) in zip(batch, _map(batch, folder, liberty), strict=True):
-                try:
-                    report = partial(analyse, opensta, verilog, library) if opensta else None
-                    result = _measure(component, mapped, cells, area, sequence, report)
-                except RedcaneError as error:
-                    raise RedcaneError(f"{component.name}: {error}") from None
-                found[component.name] = result
-                with suppress(OSError):  # an unwritable cache costs time, nothing else
-                    write_atomic(files[component.name], result.model_dump_json())
-            done(len(batch))
+    cells, rule = _read_cells(library, liberty) if missing else ({}, None)
+
+    def measure(component: Multiplier) -> Characterisation:
+        try:
+            mapped, area, verilog = _map(component, library, rule)
+            report = partial(analyse, opensta, verilog, library) if opensta else None
+            return _measure(component, mapped, cells, area, sequence, report)
+        except YosysError as error:
+            raise RedcaneError(f"{component.name}: Yosys cannot map it to the cells of {liberty} ({error.reason}); "
+                               "gates with their timing are needed") from None
+        except RedcaneError as error:
+            raise RedcaneError(f"{component.name}: {error}") from None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for component, result in zip(missing, pool.map(measure, missing), strict=True):
+            found[component.name] = result
+            with suppress(OSError):  # an unwritable cache costs time, nothing else
+                write_atomic(files[component.name], result.model_dump_json())
+            done(1)
     return {c.name: found[c.name] for c in components}
 
 
@@ -189,11 +191,11 @@ def flatten(mapped: Netlist, cells: Mapping[str, Netlist], ports: Ports) -> tupl
                 driven.append((pin["bits"][0], net if isinstance(net, int) else next(fresh)))
         for net in _nets(cell):
             inner.setdefault(net, next(fresh))
-        for gate, content in cell["cells"].items():
-            connections = {pin: [inner[net] for net in nets] for pin, nets in content["connections"].items()}
-            gates[f"{name}.{gate}"] = {"type": content["type"], "connections": connections}
-        for k, (inside, net) in enumerate(driven):
-            gates[f"{name}.{k}"] = {"type": "$_BUF_", "connections": {"A": [inner[inside]], "Y": [net]}}
+        for gate in cell["cells"].values():
+            connections = {pin: [inner[net] for net in nets] for pin, nets in gate["connections"].items()}
+            gates[str(len(gates))] = {"type": gate["type"], "connections": connections}
+        for inside, net in driven:
+            gates[str(len(gates))] = {"type": "$_BUF_", "connections": {"A": [inner[inside]], "Y": [net]}}
         outputs[name] = [net for _, net in driven]
     bits = {names[name]: port["bits"] for name, port in mapped["ports"].items() if name in names}
     return _module(bits["A"], bits["B"], bits["O"], gates), outputs
@@ -255,45 +257,38 @@ def _nets(module: Netlist) -> set[int]:
     return {net for nets in bits for net in nets if isinstance(net, int)}
 
 
-def _read_cells(folder: Path, liberty: Path) -> dict[str, Netlist]:
-    """The library's cells as gates, those with pins of several bits left out; also writes the full adder's rule."""
-    try:
-        run_yosys(_CELLS, folder)
+def _read_cells(library: bytes, liberty: Path) -> tuple[dict[str, Netlist], str | None]:
+    """The library's cells as gates, those with pins of several bits left out, and the full adder's rule."""
+    with tempfile.TemporaryDirectory(prefix="redcane-characterize-") as name:
+        folder = Path(name)
+        (folder / "cells.lib").write_bytes(library)
+        try:
+            run_yosys(_CELLS, folder)
+        except YosysError as error:
+            raise RedcaneError(f"{liberty}: Yosys cannot read it as a Liberty file ({error.reason})") from None
         modules = json.loads(read_bounded(folder / "cells.json", _MOST_JSON_BYTES))["modules"]
-    except YosysError as error:
-        raise RedcaneError(f"{liberty}: Yosys cannot read it as a Liberty file ({error.reason})") from None
     cells = {name: cell for name, cell in modules.items()
              if all(len(pin["bits"]) == 1 and pin["direction"] != "inout" for pin in cell["ports"].values())}
     if not cells:
         raise RedcaneError(f"{liberty}: it holds no cells")
-    if rule := full_adder(cells):
-        (folder / "full_adder.v").write_text(rule)
-    return cells
+    return cells, full_adder(cells)
 
 
-def _map(batch: Sequence[Multiplier], folder: Path, liberty: Path) -> list[tuple[Netlist, float, str]]:
-    """Mapped netlist, area and Verilog of each component, all in one Yosys process."""
-    full_adders = _FULL_ADDERS if (folder / "full_adder.v").exists() else ""
-    script = ""
-    for old in folder.glob("[0-9]*"):
-        old.unlink()
-    for index, component in enumerate(batch):
-        (folder / f"{index}.v").write_text(component.verilog, encoding="utf-8")
-        script += FLOW.format(file=index, module=component.module, full_adders=full_adders)
-    stopped = "it wrote no netlist"
-    try:
-        run_yosys(script, folder, timeout=_SECONDS[0] + _SECONDS[1] * len(batch))
-    except YosysError as error:
-        stopped = error.reason
-    results = []
-    for index, component in enumerate(batch):
-        verilog = folder / f"{index}.mapped.v"
-        if not re.search(r"^endmodule$", verilog.read_text() if verilog.exists() else "", re.M):  # it comes last
-            raise RedcaneError(f"{component.name}: Yosys cannot map it to the cells of {liberty} ({stopped})")
-        read = [json.loads(read_bounded(folder / f"{index}{end}", _MOST_JSON_BYTES)) for end in (".json", ".stat.json")]
-        mapped = read[0]["modules"]["multiplier"]
-        results.append((mapped, float(read[1]["design"].get("area", 0)), verilog.read_text()))
-    return results
+def _map(component: Multiplier, library: bytes, rule: str | None) -> tuple[Netlist, float, str]:
+    """Mapped netlist, area and Verilog of a component, from a Yosys process of its own.
+
+    Of its own, since Yosys numbers what it makes and ABC's choices follow that order: a component's area must not
+    depend on which others are measured with it.
+    """
+    with tempfile.TemporaryDirectory(prefix="redcane-characterize-") as name:
+        folder = Path(name)
+        (folder / "cells.lib").write_bytes(library)
+        (folder / "full_adder.v").write_text(rule or "")
+        (folder / "component.v").write_text(component.verilog, encoding="utf-8")
+        run_yosys(FLOW.format(module=component.module, full_adders=_FULL_ADDERS if rule else ""), folder, _SECONDS)
+        mapped = json.loads(read_bounded(folder / "mapped.json", _MOST_JSON_BYTES))["modules"]["multiplier"]
+        area = json.loads(read_bounded(folder / "stat.json", _MOST_JSON_BYTES))["design"].get("area", 0)
+        return mapped, float(area), read_bounded(folder / "mapped.v", _MOST_JSON_BYTES).decode()
 
 
 def _cache_file(component: Multiplier, tools: list[Any]) -> Path:
