@@ -15,23 +15,30 @@ from model.errors import RedcaneError
 from model.files import digest
 from model.multipliers.netlist import cache_folder
 
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
+_FLAGS: tuple[str, ...] = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
 _SECONDS = 300
 _COMPILERS = ("g++", "clang++", "c++")
 
 
 @cache
-def load(source: Path) -> ctypes.CDLL:
+def load(source: Path, tuning: str | None = None) -> ctypes.CDLL:
     """The library of a C++ source file, compiled by `$CXX` or the first of g++, clang++ and c++ that there is.
 
-    Kept in `$REDCANE_CACHE` (or the user's cache folder) by its source, flags, compiler and machine. Raises
-    RedcaneError when there is no compiler, or it fails.
+    `tuning` is one more option, such as `-march=native`, and is left out where the compiler does not know it. Kept in
+    `$REDCANE_CACHE` (or the user's cache folder) by its source, options, compiler and machine. Raises RedcaneError when
+    there is no compiler, or it fails.
     """
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), *_COMPILERS)))), None)
     if compiler is None:
         raise RedcaneError(f"no C++ compiler ({', '.join(_COMPILERS)}) is installed (Debian: apt install g++)")
-    version = _run([compiler, "--version"])
-    key = "\0".join((digest(source), *_FLAGS, compiler, version, platform.machine()))
+    version, flags = _run([compiler, "--version"]), _FLAGS
+    if tuning is not None:
+        try:  # the predefined macros tell the instructions that `native` stands for
+            version += _run([compiler, tuning, "-dM", "-E", "-x", "c++", "/dev/null"])
+            flags = (*_FLAGS, tuning)
+        except RedcaneError:
+            pass
+    key = "\0".join((digest(source), *flags, compiler, version, platform.machine()))
     library = cache_folder() / "native" / f"{source.stem}-{digest(key.encode())[:32]}.so"
     if library.is_file():
         try:
@@ -45,7 +52,7 @@ def load(source: Path) -> ctypes.CDLL:
         folder = tempfile.mkdtemp(prefix="redcane-")
     try:
         built = Path(folder) / library.name
-        _run([compiler, *_FLAGS, "-o", str(built), str(source)])
+        _run([compiler, *flags, "-o", str(built), str(source)])
         loaded = ctypes.CDLL(str(built))
         if built.parent.parent == library.parent:
             os.replace(built, library)

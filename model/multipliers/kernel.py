@@ -1,27 +1,21 @@
-"""The compiled kernel of the evolution, `cgp.cpp`: built with g++ at its first use into the user's cache."""
+"""The compiled kernel of the evolution, `cgp.cpp`: built at its first use (model/native.py)."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model import native
 from model.errors import RedcaneError
-from model.files import digest, write_atomic
 from model.multipliers.chromosome import FUNCTIONS, Chromosome
-from model.multipliers.netlist import cache_folder
 
 SOURCE = Path(__file__).parent / "cgp.cpp"
-_FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-x", "c++")
-_NATIVE = ("-march=native",)
-_SECONDS = 120
+TUNING = "-march=native"
 _PAIRS = 1 << 16
 
 
@@ -98,48 +92,9 @@ def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
 
 @functools.cache
 def _load() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(_build()))
-    except OSError as error:
-        raise RedcaneError(f"the compiled evolution kernel does not load ({error}): delete {_folder()}") from None
+    library = native.load(SOURCE, TUNING)
     library.problem_new.restype = ctypes.c_void_p
     library.problem_free.restype = None
     library.products.restype = None
     library.cost.restype = library.evolve.restype = ctypes.c_int64
     return library
-
-
-def _folder() -> Path:
-    return cache_folder() / "kernels"
-
-
-def _build() -> Path:
-    """The shared library, from the cache where the same source, compiler and processor made it before."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise RedcaneError("evolving multipliers needs the C++ compiler g++: install it (Debian, Ubuntu: "
-                           "`apt install g++`)")
-    # The predefined macros tell the compiler's version and, under -march=native, the processor's instructions.
-    native: tuple[str, ...] = _NATIVE
-    macros = _run([compiler, *native, "-dM", "-E", "-x", "c++", "/dev/null"])
-    if macros is None:  # not every architecture knows `native`
-        native = ()
-        macros = _run([compiler, "-dM", "-E", "-x", "c++", "/dev/null"]) or ""
-    source = SOURCE.read_bytes()
-    path = _folder() / f"{digest(source + ' '.join((*_FLAGS, *native)).encode() + macros.encode())}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(prefix="redcane-kernel-") as name:
-            built = Path(name) / "cgp.so"
-            if _run([compiler, *_FLAGS, *native, "-o", str(built), str(SOURCE)]) is None:
-                raise RedcaneError(f"{compiler} could not compile {SOURCE}: g++ 9 or newer is needed")
-            write_atomic(path, built.read_bytes())
-    return path
-
-
-def _run(command: list[str]) -> str | None:
-    """What a command prints, None where it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
