@@ -66,15 +66,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--config", type=Path, default=Path("configs/digits.yaml"))
     parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "redcane-evolved-runs")
+    parser.add_argument("--group", choices=("uniform", "weighted"), help="only these limits; the others' results stay")
     parser.add_argument("--strict", action="store_true")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["REDCANE_HOME"] = home  # the user's libraries stay as they are
         rivals = list(import_folder(chosen.path).components.values())
-    result: dict[str, object] = {"evaluations": chosen.evaluations, "seeds": chosen.seeds}
+    target = Path(__file__).with_name(f"{Path(__file__).stem}{'-strict' if chosen.strict else ''}.json")
+    result = json.loads(target.read_bytes()) if target.exists() else {}
+    if (result.get("evaluations"), result.get("seeds")) != (chosen.evaluations, chosen.seeds):
+        result = {"evaluations": chosen.evaluations, "seeds": chosen.seeds}
     print(f"{len(rivals)} components of EvoApproxLib; {chosen.seeds} seeds of {chosen.evaluations} evaluations\n"
           f"{'operands':24} {'limit %':>8}  {'rival':12} {'its':>5}  {'ours':20} {'best':>6} {'mean':>6} {'worst':>6}")
-    for group in ("uniform", "weighted"):
+    for group in (chosen.group,) if chosen.group else ("uniform", "weighted"):
         cases = [("uniform", limit) for limit in UNIFORM] if group == "uniform" else [
             (key, limit) for key, limits in WEIGHTED.items() for limit in limits]
         rows, known = [], {}
@@ -96,7 +100,6 @@ def main() -> None:
         best, mean, worst, lost = summary.values()
         print(f"{group}: mean ratio {best:.3f} (best of seeds), {mean:.3f} (mean), {worst:.3f} (worst); "
               f"{lost} of {len(rows)} lost\n", flush=True)
-        target = Path(__file__).with_name(f"{Path(__file__).stem}{'-strict' if chosen.strict else ''}.json")
         write_atomic(target, json.dumps(result, indent=1) + "\n")
 
 
