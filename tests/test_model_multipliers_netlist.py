@@ -122,7 +122,7 @@ def test_a_module_can_be_named() -> None:
 
 
 def test_one_flipped_gate_changes_the_table() -> None:
-    component = (EMBEDDED / "mul8u_trunc_5.v").read_text()
+    component = (EMBEDDED / "mul8u_e10.v").read_text()
     flipped = flip_gate(component, index=3)
     assert sum(x != y for x, y in zip(component, flipped, strict=True)) == 1
     before, after = extract_many([Circuit("before", component), Circuit("after", flipped)])
