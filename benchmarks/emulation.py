@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from benchmarks.accelerator import array_multiplications
 from model import datasets, qfile, reference
 from model.capsnet import CapsNet, CapsNetShape
-from model.emulation import Emulator, term_table
+from model.emulation import Emulator
+from model.emulation.kernel_sums import KernelSums
+from model.emulation.lookup import LEVELS, best_level
+from model.emulation.terms import term_table
 from model.errors import RedcaneError
-from model.kernel_sums import KernelSums
-from model.lookup import LEVELS, best_level
 from model.multipliers.library import load_library
 from model.qnetwork import (
     Coding,

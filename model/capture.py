@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.emulation import Emulator, code_values, term_table
+from model.emulation import Emulator
+from model.emulation.terms import code_values, term_table
 from model.qnetwork import Product, QClassCaps, QConv, Table, terms
 
 SUMS = 2**14  # sums sampled of each operation: their mean error is then known to 1/128 of its deviation

@@ -1,4 +1,4 @@
-"""Exact sums of table lookups on the CPU: a product's terms compiled into a plan for model/lookup.cpp. NumPy only.
+"""Exact sums of table lookups on the CPU: a product's terms compiled into a plan for lookup.cpp. NumPy only.
 
 A plan is the table cut into byte planes that fit a processor's registers, and two vectors of constants: a term of the
 bytes (a, b) is `values[a, b] + row[a] + column[b]`. The kernel sums the values and the rows; the columns' sums depend
@@ -67,7 +67,7 @@ class Plan:
 
 
 def compile_plan(product: Product, terms: NDArray[np.int32]) -> Plan:
-    """The plan of the (256, 256) terms of operand bytes [a, b] (model.emulation.term_table)."""
+    """The plan of the (256, 256) terms of operand bytes [a, b] (model.emulation.terms.term_table)."""
     column = np.zeros(256, np.int64)
     wide = terms.astype(np.int64)
     folded = product.format == "sign-magnitude" and product.b.kind == "signed"

@@ -1,4 +1,4 @@
-"""The sums of the emulation by the compiled kernel (model/lookup.cpp), on the CPU.
+"""The sums of the emulation by the compiled kernel (model/emulation/lookup.cpp), on the CPU.
 
 Each operation is some groups of matrix products on a table. Weights are laid out once, term by term with the output
 channels beside each other; a convolution's windows are read where they lie in the padded image, never copied out.
@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.gather import Routing
-from model.lookup import Bytes, Plan, Shape, column_sums, compile_plan, requantize, sums
+from model.emulation.gather_sums import Routing
+from model.emulation.lookup import Bytes, Plan, Shape, column_sums, compile_plan, requantize, sums
 from model.qnetwork import QClassCaps, QConv, QNetwork, Requantizer
 
 _VECTOR = 64  # lanes: rows of weights begin at multiples

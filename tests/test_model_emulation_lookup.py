@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import EXACT, SIGNED, UNSIGNED, codes, wild_table
 
-from model import lookup, reference
-from model.emulation import Emulator, term_table
+from model import reference
+from model.emulation import Emulator, lookup
+from model.emulation.gather_sums import GatherSums
+from model.emulation.kernel_sums import KernelSums
+from model.emulation.lookup import LEVELS, best_level, compile_plan
+from model.emulation.terms import term_table
 from model.errors import RedcaneError
-from model.gather import GatherSums
-from model.kernel_sums import KernelSums
-from model.lookup import LEVELS, best_level, compile_plan
 from model.multipliers.library import load_library
 from model.qnetwork import (
     Coding,

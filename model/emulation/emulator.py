@@ -3,7 +3,7 @@
 A product's format, alignment, signs and zero points, and its multiplier, are all one table of 256 x 256 signed *terms*,
 indexed by the bytes of the two operands' codes. A sum of products is then nothing but look-ups and 32-bit additions:
 exact, since `QNetwork.check` keeps every sum below 2^31. Two engines do the sums: the compiled kernel
-(model/kernel_sums.py) on CPUs, and gathers in torch (model/gather.py) on other devices and without a compiler.
+(kernel_sums.py) on CPUs, and gathers in torch (gather_sums.py) on other devices and without a compiler.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import lookup
+from model.emulation import lookup
+from model.emulation.gather_sums import GatherSums
+from model.emulation.kernel_sums import KernelSums
+from model.emulation.terms import term_table
 from model.errors import RedcaneError
-from model.gather import GatherSums
-from model.kernel_sums import KernelSums
 from model.qnetwork import (
     COUPLING_ONE,
-    Coding,
-    Product,
     QClassCaps,
     QNetwork,
     QPrimaryCaps,
     Squash,
-    Table,
     squash_intervals,
 )
 
@@ -37,36 +35,10 @@ Observer = Callable[[str, int, Tensor], None]
 """Called with an operation's key, the routing iteration (from 1, else 0), and its accumulators (N, ...)."""
 
 
-def code_values(coding: Coding) -> NDArray[np.int64]:
-    """The code that each byte stands for (256,): two's complement for `signed` (-128 is no code: 0), else the byte."""
-    values = np.arange(256)
-    if coding.kind == "signed":
-        values = np.where(values < 128, values, values - 256)
-        values[128] = 0
-    return values
-
-
-def term_table(product: Product, table: Table) -> NDArray[np.int32]:
-    """The term of every pair of operand bytes: (256, 256), row = byte of A, column = byte of B.
-
-    Raises RedcaneError when the table is not 256 x 256 of uint16.
-    """
-    if table.shape != (256, 256) or table.dtype != np.uint16:
-        raise RedcaneError(f"{product.component}: a table of {table.shape} {table.dtype} is not 256 x 256 of uint16")
-    a, b = code_values(product.a)[:, None], code_values(product.b)[None, :]
-    if product.format == "affine":
-        za, zb = product.a.zero_point, product.b.zero_point
-        return (table[a, b].astype(np.int64) - zb * a - za * b + za * zb).astype(np.int32)
-    port_a = np.abs(a) << (product.align if product.a.kind == "signed" else 0)
-    port_b = np.abs(b) << (product.align if product.b.kind == "signed" else 0)
-    sign = np.where((a < 0) ^ (b < 0), -1, 1)
-    return (sign * table[port_a, port_b].astype(np.int64)).astype(np.int32)
-
-
 class Emulator:
     """Runs a quantised network on a device, `memory` bytes of images at a time (at the least, one image).
 
-    On the CPU `engine` may force one of model.lookup.LEVELS, or "torch"; else `$REDCANE_EMULATION`, else the fastest.
+    On the CPU `engine` may force one of lookup.LEVELS, or "torch"; else `$REDCANE_EMULATION`, else the fastest.
     Raises RedcaneError when a sum of the network could overflow, or the machine lacks the engine that is asked for.
     """
 

@@ -13,9 +13,11 @@ from random_networks import EXACT, SIGNED, image_codes, networks, wild_table
 
 from model import reference
 from model.capsnet import CapsNet, CapsNetShape
-from model.emulation import Emulator, image_bytes, term_table
+from model.emulation import Emulator
+from model.emulation.emulator import image_bytes
+from model.emulation.lookup import LEVELS, best_level
+from model.emulation.terms import term_table
 from model.errors import RedcaneError
-from model.lookup import LEVELS, best_level
 from model.qnetwork import Coding, Product, QNetwork, Requantizer
 from model.quantize import quantize
 

@@ -1,6 +1,6 @@
 """The sums of the emulation in torch alone: gathers from tables of terms and 32-bit additions.
 
-Slow beside model/kernel_sums.py, but for any device: what a machine without a C++ compiler runs.
+Slow beside model/emulation/kernel_sums.py, but for any device: what a machine without a C++ compiler runs.
 """
 
 from __future__ import annotations

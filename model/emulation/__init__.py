@@ -1,0 +1,3 @@
+"""The emulation (docs/emulation.md): a quantised network computed for batches of images, bit for bit."""
+
+from model.emulation.emulator import Emulator as Emulator
