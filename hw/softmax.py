@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from amaranth import Cat, Module, Mux, Signal, signed
-from amaranth.hdl import Value
-from amaranth.lib import data, enum, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -13,32 +14,41 @@ from hw.parameters import Parameters
 from hw.requantizer import saturate, sign_extend, sign_magnitude, wire
 
 ENTRIES = 256
-DEPTH = 4  # cycles from an address on the read port to its result
+CLASSES = 64  # at most
+BLOCKS = 4  # at work at the same time, one in each stage
 QUOTIENT = 14  # bits of floor(255 * 2**16 / sum), as sum >= E[0] = 1023
 DIVIDEND = (255 << 16) >> QUOTIENT  # its upper part, already smaller than the sum; the lower part is zero
 
 
-class Pass(enum.Enum, shape=2):
-    UPDATE = 0
-    SUM = 1
-    SCALE = 2
-
-
 class SoftmaxLane(wiring.Component):
-    """The arithmetic of one input capsule, a stage of `Pass` at a time; `byte` is what the memory delivers.
+    """The arithmetic of one input capsule of each of the four blocks at work.
 
-    `result` follows a `byte` by three cycles: the updated logit or the coupling coefficient. `complete` marks the cycle
-    after that of a byte which is the last of its operands: it counts for the maximum or the sum. `new_block` clears
-    both; `divide` holds for the 14 cycles of the division.
+    Everything is shared by two stages that take turns cycle by cycle, as `odd` says. With `byte` what the activation
+    memory and `stored` what the buffer delivers:
+
+        odd   UPDATE takes `byte` (agreement) and the byte of the cycle before (logit), both one cycle old; SCALE looks
+              up the exponential of the distance `stored`
+        even  SUM makes a distance of the logit `stored` and looks up its exponential; SCALE multiplies the one looked
+              up in the cycle before
+
+    `store` is for the buffer: a logit in odd, a distance in even cycles. `result` is for the memory: the logit stored a
+    cycle ago in even, a coupling coefficient in odd cycles. `update` and `sum` say whether the stage's value counts,
+    `update_first` and `sum_first` that it is its block's first; `sum_first` moves the complete sum on to the divider,
+    which then works in the 14 cycles of `divide`, `scale_first` the quotient from there to the multiplier.
     """
 
     byte: Signal
-    stage: data.View
-    complete: Signal
-    new_block: Signal
+    stored: Signal
+    odd: Signal
+    zero: Signal
+    update: Signal
+    update_first: Signal
+    sum: Signal
+    sum_first: Signal
     divide: Signal
-    first: Signal
+    scale_first: Signal
     table: Signal
+    store: Signal
     result: Signal
     table_write_enable: Signal
     table_write_address: Signal
@@ -47,14 +57,14 @@ class SoftmaxLane(wiring.Component):
     def __init__(self, pages: int) -> None:
         self.pages = pages
         super().__init__({
-            "byte": In(8), "stage": In(Pass), "complete": In(1), "new_block": In(1), "divide": In(1), "first": In(1),
-            "table": In(range(max(2, pages))), "result": Out(8),
+            "byte": In(8), "stored": In(8), "odd": In(1), "zero": In(1),
+            "update": In(1), "update_first": In(1), "sum": In(1), "sum_first": In(1), "divide": In(1),
+            "scale_first": In(1), "table": In(range(max(2, pages))), "store": Out(8), "result": Out(8),
             "table_write_enable": In(1), "table_write_address": In(range(ENTRIES * pages)), "table_write_data": In(10),
         })  # fmt: skip
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        updating = self.stage == Pass.UPDATE
         m.submodules.exponentials = exponentials = Bank(10, ENTRIES * self.pages)
         m.d.comb += [
             exponentials.write_enable.eq(self.table_write_enable),
@@ -62,38 +72,43 @@ class SoftmaxLane(wiring.Component):
             exponentials.write_data.eq(self.table_write_data),
         ]
 
-        # One cycle after the byte: the logit, updated by the agreement that followed it, or how far it is from the top.
+        # UPDATE: the new logit, and the largest of its block, which SUM wants when the next block begins.
         fresh, held = Signal(8), Signal(8)
+        logit, largest, top = Signal(signed(8)), Signal(signed(8)), Signal(signed(8))
         m.d.sync += [fresh.eq(self.byte), held.eq(fresh)]
-        logit, largest = Signal(signed(8)), Signal(signed(8))
-        with m.If(~self.first):
+        with m.If(~self.zero):
             m.d.comb += logit.eq(saturate(m, sign_extend(held) + sign_extend(fresh), -127, 127))
-        with m.If(self.new_block):
-            m.d.sync += largest.eq(-127)
-        with m.Elif(self.complete & updating & (logit > largest)):
+        with m.If(self.update_first):
+            m.d.sync += [largest.eq(logit), top.eq(largest)]
+        with m.Elif(self.update & (logit > largest)):
             m.d.sync += largest.eq(logit)
-        distance = Signal(8)
-        m.d.comb += distance.eq(largest - sign_extend(fresh))
-        m.d.comb += exponentials.read_address.eq(Cat(distance, self.table))
 
-        # Two cycles after it: the exponential, into the sum or into the product.
-        exponential, updated, counts = exponentials.read_data, Signal(8), Signal()
-        total, quotient = Signal(16), Signal(QUOTIENT)
-        m.d.sync += [updated.eq(sign_magnitude(logit)), counts.eq(self.complete & (self.stage == Pass.SUM))]
-        with m.If(self.new_block):
-            m.d.sync += total.eq(0)
-        with m.Elif(counts):
-            m.d.sync += total.eq(total + exponential)
-        rounded = wire(m, exponential * quotient + (1 << 15))
-        m.d.sync += self.result.eq(Mux(updating, updated, rounded[16:24]))
+        # SUM: how far a logit is from the largest; its exponential.
+        distance, total = Signal(8), Signal(16)
+        exponential = exponentials.read_data
+        m.d.comb += [
+            distance.eq(top - self.stored.as_signed()),
+            self.store.eq(Mux(self.odd, logit, distance)),
+            exponentials.read_address.eq(Cat(Mux(self.odd, self.stored, distance), self.table)),
+        ]
+        with m.If(self.sum):
+            m.d.sync += total.eq(Mux(self.sum_first, 0, total) + exponential)
 
         # A restoring divider: the remainder stays below the divisor, and each cycle makes one bit.
-        remainder, twice, fits = Signal(16), Signal(17), Signal()
-        m.d.comb += [twice.eq(remainder << 1), fits.eq(twice >= total)]
-        with m.If(self.new_block):
-            m.d.sync += remainder.eq(DIVIDEND)
-        with m.Elif(self.divide):
-            m.d.sync += [remainder.eq(Mux(fits, twice - total, twice)), quotient.eq(Cat(fits, quotient[:-1]))]
+        divisor, remainder, quotient = Signal(16), Signal(16), Signal(QUOTIENT)
+        twice, fits = Signal(17), Signal()
+        m.d.comb += [twice.eq(remainder << 1), fits.eq(twice >= divisor)]
+        with m.If(self.divide):
+            m.d.sync += [remainder.eq(Mux(fits, twice - divisor, twice)), quotient.eq(Cat(fits, quotient[:-1]))]
+        with m.If(self.sum_first):
+            m.d.sync += [divisor.eq(total), remainder.eq(DIVIDEND)]
+
+        # SCALE.
+        ratio = Signal(QUOTIENT)
+        with m.If(self.scale_first):
+            m.d.sync += ratio.eq(quotient)
+        rounded = wire(m, exponential * ratio + (1 << 15))
+        m.d.sync += self.result.eq(Mux(self.odd, sign_magnitude(logit), rounded[16:24]))
         return m
 
 
@@ -101,18 +116,22 @@ class SoftmaxUnit(wiring.Component):
     """Updates logits b and makes coupling coefficients k of them, for `lanes` input capsules at once.
 
     `logits`, `agreement` and `coupling` are the addresses of arrays of bytes (J, I), J = `classes` output capsules,
-    I = `inputs`. Three passes over the classes of a block of input capsules, the pipeline empty between them:
+    I = `inputs`. A block of `lanes` input capsules passes four stages, a period in each, and four blocks are at work:
 
-        UPDATE  b = first ? 0 : clamp(b + a, -127, 127), written back; the largest of them is kept
-        SUM     e = E[max - b], summed; then r = floor(255 * 2**16 / sum), one bit a cycle
+        UPDATE  b = first ? 0 : clamp(b + a, -127, 127), written back and to a buffer; the largest of them is kept
+        SUM     e = E[max - b], summed; max - b takes the place of b in the buffer
+        DIVIDE  r = floor(255 * 2**16 / sum), one bit a cycle
         SCALE   k = (e * r + 2**15) >> 16, written to `coupling`
+
+    A class takes two cycles, in which UPDATE reads twice, and UPDATE and SCALE write once each: both ports of the
+    memory are always busy, and SUM and SCALE share a look-up. The period is 14 cycles at least, for the divider.
 
     With `first`, neither logits nor agreement count. Only what the last block really has is written. `coupling` may be
     the very array of `agreement`. E is page `table` of 256 entries of 10 bits with E[0] = 1023, on which the width of
     the divider relies; each lane has its copy, all written through one port (page p from 256 * p) while the unit rests.
 
     `start` and `done` are pulses of one cycle; the configuration holds still from one to the other; 1 <= J <= 64,
-    1 <= I. Cycles from `start` to `done`: ceil(I / lanes) * ((first ? 3 : 4) * J + 29).
+    1 <= I. Cycles from `start` to `done`: (ceil(I / lanes) + 2) * 2 * max(J, 7) + 2 * J + 8.
     """
 
     start: Signal
@@ -137,7 +156,10 @@ class SoftmaxUnit(wiring.Component):
     def __init__(self, parameters: Parameters) -> None:
         self.lanes, self.pages = parameters.lanes, parameters.tables
         address = ceil_log2(parameters.activation_bytes)
-        self.tag = data.StructLayout({"valid": 1, "row": address})
+        self.step = data.StructLayout({
+            "present": 1, "first": 1, "number": ceil_log2(CLASSES), "slot": ceil_log2(BLOCKS), "row": address,
+            "update": 1, "update_last": 1, "scale": 1, "scale_last": 1, "end": 1,
+        })  # fmt: skip
         super().__init__({
             "start": In(1), "done": Out(1),
             "logits": In(address), "agreement": In(address), "coupling": In(address),
@@ -151,77 +173,88 @@ class SoftmaxUnit(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        # tags[t] says what the data are that were addressed t cycles ago.
-        tags = [data.View(self.tag, Signal(self.tag.size, name=f"tag_{age}")) for age in range(DEPTH + 1)]
-        for age in range(DEPTH):
-            m.d.sync += tags[age + 1].eq(tags[age])
-        busy = Cat(tag.valid for tag in tags[1:]).any()
+        odd, number = Signal(), Signal(ceil_log2(CLASSES))
+        row, block = Signal.like(self.logits), Signal.like(self.logits)
+        slot = Signal(ceil_log2(BLOCKS))  # of the buffer, where UPDATE's block lies; those of the stages after it below
+        update, sum, divide, scale = valid = Signal(BLOCKS)  # which stages have a block
+        last_block = block + self.lanes >= self.inputs
 
-        stage = Signal(Pass)
-        block, row, left = Signal.like(self.logits), Signal.like(self.logits), Signal.like(self.inputs)
-        number, bit = Signal(7), Signal(range(QUOTIENT))
-        second = Signal()  # of the two reads for a class in UPDATE: logits, then agreement
-        updating = stage == Pass.UPDATE
-        complete = second | self.first | ~updating
-        new_block, divide = Signal(), Signal()
-
+        # steps[t] says what class stages work at t steps, of two cycles each, after it was addressed for UPDATE.
+        steps = [data.View(self.step, Signal(self.step.size, name=f"step_{age}")) for age in range(5)]
+        now, updated, summed, looked_up, scaled = steps
         m.d.comb += [
-            self.read_address.eq(Mux(updating & second, self.agreement, self.logits) + row),
-            tags[0].row.eq(row),
-            self.write_enable.eq(tags[DEPTH].valid & (stage != Pass.SUM)),
-            self.write_address.eq(Mux(updating, self.logits, self.coupling) + tags[DEPTH].row),
-            self.write_mask.eq(Cat(lane < left for lane in range(self.lanes))),
+            now.present.eq(valid.any() & (number < self.classes)),
+            now.first.eq(number == 0),
+            now.number.eq(number),
+            now.slot.eq(slot),
+            now.row.eq(row),
+            now.update.eq(update),
+            now.update_last.eq(last_block),
+            now.scale.eq(scale),
+            now.scale_last.eq(~divide),
+            now.end.eq(scale & ~divide & (number == self.classes - 1)),
+        ]
+        m.d.sync += odd.eq(~odd)
+        with m.If(odd):
+            m.d.sync += [after.eq(before) for before, after in pairwise(steps)]
+        with m.If(odd & valid.any()):
+            m.d.sync += [number.eq(number + 1), row.eq(row + self.inputs)]
+            with m.If((number + 1 >= self.classes) & (number + 1 >= QUOTIENT // 2)):
+                following = wire(m, (block + self.lanes)[: len(block)])
+                m.d.sync += [number.eq(0), block.eq(following), row.eq(following), slot.eq(slot + 1)]
+                m.d.sync += valid.eq(Cat(update & ~last_block, update, sum, divide))
+        with m.If(self.start):
+            m.d.sync += [odd.eq(0), number.eq(0), block.eq(0), row.eq(0), valid.eq(1)]
+        m.d.comb += self.done.eq(odd & scaled.end)
+
+        # The memory: SCALE is three blocks behind UPDATE, whose rows it is told.
+        is_last = Mux(odd, scaled.scale_last, summed.update_last)
+        rest = (self.inputs - 1)[: ceil_log2(self.lanes)]
+        m.d.comb += [
+            self.read_address.eq(Mux(odd, self.agreement, self.logits) + row),
+            self.write_enable.eq(Mux(odd, scaled.present & scaled.scale, summed.present & summed.update)),
+            self.write_address.eq(Mux(odd, self.coupling - 3 * self.lanes + scaled.row, self.logits + summed.row)),
+            self.write_mask.eq(Cat(1, *(~is_last | (lane <= rest) for lane in range(1, self.lanes)))),
         ]
 
+        # The buffer: for four blocks of all classes first the logits, then how far each is from the largest.
+        m.submodules.buffer = buffer = Bank(8 * self.lanes, BLOCKS * CLASSES)
+        m.d.comb += [
+            buffer.read_address.eq(
+                Mux(odd, Cat(updated.number, (updated.slot - 1)[:2]), Cat(looked_up.number, (looked_up.slot - 3)[:2]))
+            ),
+            buffer.write_address.eq(
+                Mux(odd, Cat(updated.number, updated.slot), Cat(summed.number, (summed.slot - 1)[:2]))
+            ),
+            buffer.write_enable.eq(Mux(odd, updated.present, summed.present)),
+        ]
+
+        bits = Signal(range(QUOTIENT + 1))  # of the quotient that are still to come
+        sum_first = odd & summed.present & summed.first
+        with m.If(sum_first):
+            m.d.sync += bits.eq(QUOTIENT)
+        with m.Elif(bits != 0):
+            m.d.sync += bits.eq(bits - 1)
+        stores = []
         for index in range(self.lanes):
             m.submodules[f"lane_{index}"] = lane = SoftmaxLane(self.pages)
             m.d.comb += [
                 lane.byte.eq(self.read_data[index]),
-                lane.stage.eq(stage),
-                lane.complete.eq(tags[2].valid),
-                lane.new_block.eq(new_block),
-                lane.divide.eq(divide),
-                lane.first.eq(self.first),
+                lane.stored.eq(buffer.read_data[8 * index : 8 * index + 8]),
+                lane.odd.eq(odd),
+                lane.zero.eq(self.first),
+                lane.update.eq(odd & updated.present),
+                lane.update_first.eq(odd & updated.present & updated.first),
+                lane.sum.eq(odd & summed.present),
+                lane.sum_first.eq(sum_first),
+                lane.divide.eq(bits != 0),
+                lane.scale_first.eq(~odd & looked_up.present & looked_up.first),
                 lane.table.eq(self.table),
                 lane.table_write_enable.eq(self.table_write_enable),
                 lane.table_write_address.eq(self.table_write_address),
                 lane.table_write_data.eq(self.table_write_data),
                 self.write_data[index].eq(lane.result),
             ]
-
-        def begin(following: Pass, at: Value | int) -> None:
-            m.d.sync += [stage.eq(following), row.eq(at), number.eq(0), second.eq(0)]
-            m.next = "READ"
-
-        with m.FSM():
-            with m.State("IDLE"), m.If(self.start):
-                m.d.sync += [block.eq(0), left.eq(self.inputs)]
-                m.d.comb += new_block.eq(1)
-                begin(Pass.UPDATE, 0)
-            with m.State("READ"):
-                m.d.comb += tags[0].valid.eq(complete)
-                m.d.sync += second.eq(~complete)
-                with m.If(complete):
-                    m.d.sync += [row.eq(row + self.inputs), number.eq(number + 1)]
-                    with m.If(number + 1 == self.classes):
-                        m.next = "SETTLE"
-            with m.State("SETTLE"), m.If(~busy), m.Switch(stage):
-                with m.Case(Pass.UPDATE):
-                    begin(Pass.SUM, block)
-                with m.Case(Pass.SUM):
-                    m.d.sync += bit.eq(0)
-                    m.next = "DIVIDE"
-                with m.Case(Pass.SCALE):
-                    with m.If(left <= self.lanes):
-                        m.d.comb += self.done.eq(1)
-                        m.next = "IDLE"
-                    with m.Else():
-                        m.d.sync += [block.eq(block + self.lanes), left.eq(left - self.lanes)]
-                        m.d.comb += new_block.eq(1)
-                        begin(Pass.UPDATE, block + self.lanes)
-            with m.State("DIVIDE"):
-                m.d.comb += divide.eq(1)
-                m.d.sync += bit.eq(bit + 1)
-                with m.If(bit == QUOTIENT - 1):
-                    begin(Pass.SCALE, block)
+            stores.append(lane.store)
+        m.d.comb += buffer.write_data.eq(Cat(*stores))
         return m

@@ -32,8 +32,9 @@ class SquashUnit(wiring.Component):
 
     A capsule is read twice, ceil(dim / lanes) words each time: first its elements are squared and summed to n, then
     each is multiplied by the gain G[index(n)] of page `table`, shifted, offset, clamped and coded. Both use the same
-    multiplier of a lane, which has the element's magnitude on one side and either that again or the gain on the other.
-    Squashing in place (`destination` = `source`) is allowed.
+    multiplier of a lane, which has the element's magnitude on one side and either that again or the gain on the other:
+    in even cycles one capsule is measured, in odd ones the capsule before it is scaled. Squashing in place
+    (`destination` = `source`) is allowed.
 
     With `classify` there is no second reading: the number of the capsule with the largest sum of squares (of equals
     the lowest) is written to `destination` as one byte. Elements then are signed bytes or, without `in_signed`, codes
@@ -42,7 +43,7 @@ class SquashUnit(wiring.Component):
     `start` and `done` are pulses of one cycle; the configuration holds still from one to the other. 1 <= dim <= 64,
     1 <= count (<= 256 with `classify`), 1 <= shift <= 15. Cycles from `start` to `done`, w = ceil(dim / lanes):
 
-        squash    count * (2 * w + 2) + 5
+        squash    (count + 1) * 2 * w + 5
         classify  count * w + 5
 
     The last byte is written before `done` or with it. The table's pages are written through its own port, page p from
@@ -102,45 +103,38 @@ class SquashUnit(wiring.Component):
         busy = Cat(tag.valid for tag in tags[1:]).any()
         best = self.datapath(m, tags)
 
-        capsule, squashed, offset = Signal.like(self.source), Signal.like(self.source), Signal(7)
-        left = Signal.like(self.count)
+        # `left` capsules are still to be measured; the one before `capsule`, if any, is scaled at the same `offset`.
+        capsule, previous, squashed = Signal.like(self.source), Signal.like(self.source), Signal.like(self.source)
+        left, offset, odd = Signal.like(self.count), Signal(7), Signal()
+        measured = Signal()  # whether one is
         issue = tags[0]
         last = offset + self.lanes >= self.dim
         m.d.comb += [
-            self.read_address.eq(capsule + offset),
+            self.read_address.eq(Mux(odd, previous, capsule) + offset),
             issue.address.eq(squashed + offset),
             issue.first.eq(offset == 0),
             issue.last.eq(last),
+            issue.scale.eq(odd),
             issue.mask.eq(Cat(offset + lane < self.dim for lane in range(self.lanes))),
         ]
-        with m.If(issue.valid):
-            m.d.sync += offset.eq(Mux(last, 0, offset + self.lanes))
-
-        def next_capsule(state: str) -> None:
-            m.d.sync += [capsule.eq(capsule + self.dim), squashed.eq(squashed + self.dim), left.eq(left - 1)]
-            with m.If(left == 1):
-                m.next = "DRAIN"
-            with m.Else():
-                m.next = state
-
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [capsule.eq(self.source), squashed.eq(self.destination), left.eq(self.count), offset.eq(0)]
+                m.d.sync += [capsule.eq(self.source), squashed.eq(self.destination), left.eq(self.count)]
+                m.d.sync += [offset.eq(0), odd.eq(0), measured.eq(0)]
                 with m.If(self.start):
-                    m.next = "MEASURE"
-            with m.State("MEASURE"):
-                m.d.comb += issue.valid.eq(1)
-                with m.If(last & self.classify):
-                    next_capsule("MEASURE")
-                with m.Elif(last):
-                    m.next = "LOOK UP"
-            # Two cycles after the last word n is not complete yet, but the gain will be there when SCALE's data are.
-            with m.State("LOOK UP"), m.If(tags[2].valid & tags[2].last & ~tags[2].scale):
-                m.next = "SCALE"
-            with m.State("SCALE"):
-                m.d.comb += [issue.valid.eq(1), issue.scale.eq(1)]
-                with m.If(last):
-                    next_capsule("MEASURE")
+                    m.next = "WORK"
+            with m.State("WORK"):
+                m.d.comb += issue.valid.eq(Mux(odd, measured, left != 0))
+                m.d.sync += odd.eq(~odd & ~self.classify)
+                with m.If(odd | self.classify):
+                    m.d.sync += offset.eq(Mux(last, 0, offset + self.lanes))
+                    with m.If(last):
+                        m.d.sync += [previous.eq(capsule), capsule.eq(capsule + self.dim)]
+                        m.d.sync += [left.eq(left - 1), measured.eq(1)]
+                        with m.If(measured):
+                            m.d.sync += squashed.eq(squashed + self.dim)
+                        with m.If(left == self.classify):
+                            m.next = "DRAIN"
             with m.State("DRAIN"), m.If(~busy):
                 m.d.comb += self.done.eq(1)
                 with m.If(self.classify):
@@ -155,7 +149,7 @@ class SquashUnit(wiring.Component):
 
     def datapath(self, m: Module, tags: list[data.View]) -> Signal:
         """Magnitudes; products; sum or shift; table or write port. Returns the number of the longest capsule so far."""
-        n, gain = Signal(22), Signal(16)
+        n, so_far, gain = Signal(22), Signal(22), Signal(16)  # n of the last capsule that is complete
         m.submodules.gains = gains = Bank(16, ENTRIES * self.pages)
         m.d.comb += [
             gains.read_address.eq(Cat(index_of(m, n), self.table)),
@@ -186,7 +180,10 @@ class SquashUnit(wiring.Component):
                 byte_of(m, doubled, self.zero_point, self.lo, self.hi, self.signed_out)
             )
         with m.If(tags[3].valid & ~tags[3].scale):
-            m.d.sync += n.eq(Mux(tags[3].first, 0, n) + tree(squares))
+            total = wire(m, (Mux(tags[3].first, 0, so_far) + tree(squares))[: len(n)])
+            m.d.sync += so_far.eq(total)
+            with m.If(tags[3].last):
+                m.d.sync += n.eq(total)
         m.d.comb += [
             self.write_enable.eq(out.valid & out.scale),
             self.write_address.eq(out.address),
