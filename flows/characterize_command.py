@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from model.multipliers.characterize import Characterisation
     from model.multipliers.component import Multiplier
+    from model.multipliers.costs import Measured
     from model.multipliers.library import Library
 
 _FEWEST_TO_CORRELATE = 3
@@ -29,21 +30,29 @@ def add_parser(actions: argparse._SubParsersAction[Any]) -> None:
     action.add_argument("--operands", type=Path, metavar="CONFIG",
                         help="energy for the operands of this run's convolutions, not for uniform ones")  # fmt: skip
     action.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
+    action.add_argument("--forget", action="store_true", help="forget what was measured: runs compare without it")
     action.set_defaults(command=characterize_library)
 
 
 def characterize_library(chosen: argparse.Namespace) -> None:
-    """Print the costs of a library's components."""
+    """Print the costs of a library's components, and keep them: from then on, runs choose components by them."""
     from flows.synthesize import find_liberty
-    from model.multipliers.library import load_library
+    from model.multipliers.library import costs_path, load_library
     from model.opensta import find_opensta
 
     library = load_library(chosen.library)
+    if chosen.forget:
+        costs_path(library.name).unlink(missing_ok=True)
+        print(f"runs compare {library.name}'s multipliers by {load_library(chosen.library).cost_name}")
+        return
     liberty = find_liberty(chosen.liberty)
     if liberty is None:
         print(published_only(library))
     else:
-        print(report(library, liberty, find_opensta(), chosen.operands, chosen.runs))
+        text, measured = report(library, liberty, find_opensta(), chosen.operands, chosen.runs)
+        measured.save(costs_path(library.name))
+        print(f"{text}\nfrom now on, runs compare {library.name}'s multipliers by "
+              f"{load_library(chosen.library).cost_name}")
 
 
 def published_only(library: Library) -> str:
@@ -56,12 +65,15 @@ def published_only(library: Library) -> str:
             "(Debian, Ubuntu) or give `--liberty FILE`")  # fmt: skip
 
 
-def report(library: Library, liberty: Path, opensta: str | None, operands: Path | None, runs: Path) -> str:
-    """The measured costs beside the published ones, how they were measured, and the rank correlations."""
+def report(library: Library, liberty: Path, opensta: str | None, operands: Path | None,
+           runs: Path) -> tuple[str, Measured]:
+    """The costs, beside the published ones in words: how they were measured, and the rank correlations."""
     from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
     from flows.tables import table
+    from model.files import digest
     from model.multipliers.characterize import characterize, operand_sequence
+    from model.multipliers.costs import Measured
     from model.opensta import CLOCK_NS, PACKAGE
 
     histogram, seen = None, "uniform operands"
@@ -84,7 +96,10 @@ def report(library: Library, liberty: Path, opensta: str | None, operands: Path 
     else:
         notes.append(f"energy per multiplication at {1e3 / CLOCK_NS:g} MHz, toggles without glitches over "
                      f"{len(sequence):,} pairs of {seen}, drawn independently")  # fmt: skip
-    return "\n".join([table(header, rows), "", *notes, *correlations(components, found)])
+    hashes = {c.name: digest(c.verilog.encode()) for c in components}
+    measured = Measured(cells=liberty.name[:100], liberty_sha256=digest(liberty), operands=seen[:100],
+                        components=found, verilog_sha256=hashes)
+    return "\n".join([table(header, rows), "", *notes, *correlations(components, found)]), measured
 
 
 def correlations(components: Sequence[Multiplier], found: Mapping[str, Characterisation]) -> list[str]:

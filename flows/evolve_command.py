@@ -47,6 +47,8 @@ def add_parser(actions: argparse._SubParsersAction[Any]) -> None:
                         "(default: runs)")
     action.add_argument("--start", default="array", metavar="COMPONENT", help="circuit to start from: array, a "
                         "component of the embedded library, or LIBRARY:COMPONENT (default: %(default)s)")
+    action.add_argument("--minimise", choices=("transistors", "area"), default="transistors", help="transistors of "
+                        "static CMOS, or areas of standard cells (default: %(default)s)")
     action.add_argument("--evaluations", type=int, default=10_000_000, metavar="N", help="circuits to try "
                         "(default: %(default)s, about a minute)")
     action.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (default: %(default)s)")
@@ -77,14 +79,15 @@ def evolve_component(chosen: argparse.Namespace) -> None:
         weights = captured_weights(chosen.operands, chosen.operation, chosen.runs, chosen.separately)
         operands = f"--operands {shlex.quote(str(chosen.operands))} --operation {chosen.operation}"
         operands += " --separately" if chosen.separately else ""
-    recipe = Recipe("unnamed", limits, chosen.seed, chosen.evaluations, chosen.start, chosen.half_normal, operands)
+    recipe = Recipe("unnamed", limits, chosen.seed, chosen.evaluations, chosen.start, chosen.half_normal, operands,
+                    chosen.minimise)
     # The folder of runs, and with it the network, is in no recipe: its operands are.
     identity = digest((recipe.command() + digest(b"" if weights is None else weights.tobytes())).encode())
     recipe = replace(recipe, component=chosen.component or f"mul8u_{identity[:8]}")
     checkpoint = cache_folder() / "evolution" / f"{identity}.npz"
     with tqdm(desc=recipe.component, total=chosen.evaluations, unit_scale=True, file=sys.stderr) as bar:
         def show(progress: Progress) -> None:
-            bar.set_postfix(transistors=progress.transistors, refresh=False)
+            bar.set_postfix({chosen.minimise: progress.cost}, refresh=False)
             bar.update(progress.evaluations - bar.n)
 
         circuit = make(recipe, weights, checkpoint, show)

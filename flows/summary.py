@@ -11,6 +11,9 @@ from flows.tables import table
 from model.qnetwork import QNetwork
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from model.multipliers.characterize import Characterisation
     from model.multipliers.component import Multiplier
     from model.operations import Operation
     from model.resilience import Resilience
@@ -102,11 +105,15 @@ class Facts:
         return 1 - spent / full
 
     @property
+    def measured(self) -> Mapping[str, Characterisation]:
+        """The characterised costs of the library's components by name; empty where it is not characterised."""
+        measured = self.run.library.measured
+        return measured.components if measured else {}
+
+    @property
     def cost_title(self) -> str:
         """What `saved` is a fraction of."""
-        if "power" in self.run.library.cost_name:
-            return "multiplier energy (published power)"
-        return "multiplier transistors (weighted by multiplications)"
+        return self.run.library.costs.total
 
     @property
     def top(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from model.multipliers.characterize import (
     toggle_rates,
 )
 from model.multipliers.component import Cost, Multiplier
+from model.multipliers.costs import load_measured
 from model.multipliers.error_figures import EXACT as EXACT_TABLE
 from model.multipliers.gates import Ports, product_table
-from model.multipliers.library import Library
+from model.multipliers.library import Library, costs_path
 from model.multipliers.netlist import cache_folder
 from model.opensta import Report, find_opensta, read_report
 
@@ -49,6 +51,7 @@ needs_opensta = pytest.mark.skipif(STA is None, reason="needs OpenSTA (Debian's 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDCANE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("REDCANE_HOME", str(tmp_path / "home"))
 
 
 def gate(kind: str, **pins: object) -> dict[str, object]:
@@ -259,6 +262,13 @@ def test_the_command_without_opensta(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "no OpenSTA, so no delay and no energy" in said and "rank correlation" not in said
     areas = {line.split()[0]: float(line.split()[2]) for line in said.splitlines()[2:5]}
     assert areas["exact"] > areas["high"] > areas["zero"] == 0
+    kept = load_measured(costs_path("small"))
+    assert kept is not None and kept.covers(SMALL.components)
+    assert {name: round(c.area) for name, c in kept.components.items()} == areas
+    assert replace(SMALL, measured=kept).cost_name == f"area (um2, measured: {DEBIAN_LIBERTY.name}, uniform operands)"
+    assert main(["library", "characterize", "--forget"]) == 0
+    assert "compare small's multipliers by transistors" in capsys.readouterr().out
+    assert load_measured(costs_path("small")) is None
 
 
 def test_correlations_need_three_published_figures() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from model.errors import RedcaneError
 from model.multipliers import kernel as kernel_file
-from model.multipliers.chromosome import FIRST, FUNCTIONS, Chromosome, array_multiplier, from_verilog
+from model.multipliers.chromosome import FIRST, FUNCTIONS, Chromosome, Measure, array_multiplier, from_verilog
 from model.multipliers.error_figures import EXACT, error_figures
 from model.multipliers.evolve import Limits, Progress, _sums, evolve, pair_weights
 from model.multipliers.evolved import Recipe, add, half_normal_weights, make
@@ -43,9 +43,10 @@ def test_the_kernel_computes_what_numpy_does(seed: int) -> None:
     rng = np.random.default_rng(seed)
     circuit = random_chromosome(rng, int(rng.integers(1, 150)))
     weights = None if seed % 2 else rng.integers(0, 4096, (256, 256)).astype(np.int32)
-    kernel = Kernel(UNLIMITED, weights)
+    measure: Measure = "area" if seed % 3 else "transistors"
+    kernel = Kernel(UNLIMITED, weights, measure)
     np.testing.assert_array_equal(kernel.products(circuit), circuit.table())
-    assert kernel.cost(circuit) == circuit.transistors
+    assert kernel.cost(circuit) == circuit.cost(measure)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -61,7 +62,7 @@ def test_each_limit_is_exact_to_the_last_unit(seed: int) -> None:
             "weighted": (weights * size).sum(), "weighted_bias": abs((weights * error).sum()),
             "variance": pairs * (error**2).sum() - error.sum() ** 2}
     together = replace_all(sums)
-    assert Kernel(together, weights).cost(circuit) == circuit.transistors
+    assert Kernel(together, weights).cost(circuit) == circuit.cost()
     for name, value in sums.items():
         if value > 0:
             below = replace_all({name: value - 1 if name != "variance" else value * (1 - 1e-9)})
@@ -114,7 +115,7 @@ def test_the_limits_hold_on_the_result(limits: Limits, weighted: bool) -> None:
                 "weighted_bias": scale * abs(real.na)}
     for name, value in vars(limits).items():
         assert value is None or measured[name] <= value * (1 + 1e-9), name
-    assert circuit.transistors < 0.9 * array_multiplier().transistors
+    assert circuit.cost() < 0.9 * array_multiplier().cost()
 
 
 def test_evolution_repeats_itself_and_depends_on_its_seed() -> None:
@@ -122,6 +123,8 @@ def test_evolution_repeats_itself_and_depends_on_its_seed() -> None:
     one, same, other = (flat(evolve(limits, seed, 4_000)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
+    small = evolve(limits, 1, 4_000, measure="area")
+    assert small.cost("area") < 0.95 * array_multiplier().cost("area") and not np.array_equal(flat(small), one)
 
 
 def test_a_stopped_evolution_goes_on_to_the_same_result(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,26 +27,30 @@ MOST_NODES = 4000
 
 
 class Function(NamedTuple):
-    """What a node can compute: its truth table (bit 2x + y), its Verilog, its transistors in static CMOS."""
+    """What a node can compute: its truth table (bit 2x + y), its Verilog, what it costs by either measure."""
 
     name: str
     truth: int
     verilog: str
     transistors: int
+    area: int
 
 
-# The transistors are those that netlist.TRANSISTOR_FLOW counts for a circuit of this one gate.
+# The transistors are those that netlist.TRANSISTOR_FLOW counts for a circuit of this one gate. The areas are those of
+# the standard cell library osu018, in units of half an inverter's. Synthesis also finds full adders, which are smaller
+# than their gates; counting them so here ended in larger circuits, since the search would not take one apart.
 FUNCTIONS = (
-    Function("not", 0b0011, "~{x}", 2),
-    Function("and", 0b1000, "{x} & {y}", 6),
-    Function("nand", 0b0111, "~({x} & {y})", 4),
-    Function("or", 0b1110, "{x} | {y}", 6),
-    Function("nor", 0b0001, "~({x} | {y})", 4),
-    Function("xor", 0b0110, "{x} ^ {y}", 12),
-    Function("xnor", 0b1001, "~({x} ^ {y})", 12),
-    Function("andnot", 0b0100, "{x} & ~{y}", 6),
-    Function("ornot", 0b1101, "{x} | ~{y}", 6),
+    Function("not", 0b0011, "~{x}", 2, 2),
+    Function("and", 0b1000, "{x} & {y}", 6, 4),
+    Function("nand", 0b0111, "~({x} & {y})", 4, 3),
+    Function("or", 0b1110, "{x} | {y}", 6, 4),
+    Function("nor", 0b0001, "~({x} | {y})", 4, 3),
+    Function("xor", 0b0110, "{x} ^ {y}", 12, 7),
+    Function("xnor", 0b1001, "~({x} ^ {y})", 12, 7),
+    Function("andnot", 0b0100, "{x} & ~{y}", 6, 5),
+    Function("ornot", 0b1101, "{x} | ~{y}", 6, 5),
 )
+Measure = Literal["transistors", "area"]
 CODES = {function.name: code for code, function in enumerate(FUNCTIONS)}
 _CELLS = {f"$_{name.upper()}_": code for name, code in CODES.items()}
 
@@ -84,10 +88,9 @@ class Chromosome:
                 needed[y] |= FUNCTIONS[code].name != "not"
         return needed[FIRST:]
 
-    @property
-    def transistors(self) -> int:
-        """The transistors of the active nodes, each by itself: what the search makes smaller. Synthesis finds fewer."""
-        return sum(FUNCTIONS[code].transistors for code in self.nodes[self.active, 0])
+    def cost(self, measure: Measure = "transistors") -> int:
+        """The cost of the active nodes, each by itself: what the search minimises. Synthesis makes less of it."""
+        return sum(getattr(FUNCTIONS[code], measure) for code in self.nodes[self.active, 0])
 
     def table(self) -> NDArray[np.uint16]:
         """The products, uint16 [256, 256] as [a, b], computed plainly with NumPy."""

@@ -54,7 +54,7 @@ def evolve_all(work: Path) -> list[Circuit]:
         if not (path.is_file() and path.read_text(encoding="utf-8").startswith(head)):
             with tqdm(desc=recipe.component, total=recipe.evaluations, unit_scale=True) as bar:
                 def show(progress: Progress, bar: tqdm = bar) -> None:
-                    bar.set_postfix(transistors=progress.transistors, refresh=False)
+                    bar.set_postfix(transistors=progress.cost, refresh=False)
                     bar.update(progress.evaluations - bar.n)
 
                 circuit = make(recipe, checkpoint=work / f"{recipe.component}.npz", progress=show)

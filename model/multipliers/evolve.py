@@ -1,8 +1,8 @@
 """Multipliers made smaller by evolution while their error stays within limits: Cartesian genetic programming.
 
-A (1+4) evolution strategy with up to 3 mutations starts from an exact multiplier and minimises the transistors of the
-active gates, as in V. Mrazek et al., "EvoApprox8b", DATE 2017. The error is computed over all 65,536 operand pairs.
-An offspring that costs as much as its parent takes its place, so that the search can drift.
+A (1+4) evolution strategy with up to 3 mutations starts from an exact multiplier and minimises what the active gates
+cost, in transistors or in cell area, as in V. Mrazek et al., "EvoApprox8b", DATE 2017. The error is computed over all
+65,536 operand pairs. An offspring that costs as much as its parent takes its place, so that the search can drift.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from model.errors import RedcaneError
 from model.files import digest, read_bounded, write_atomic
-from model.multipliers.chromosome import Chromosome, array_multiplier
+from model.multipliers.chromosome import Chromosome, Measure, array_multiplier
 from model.multipliers.error_figures import EXACT, RANGE, joint_weights
 from model.multipliers.kernel import SOURCE, Kernel, SumLimits, flat, unflat
 
@@ -68,8 +68,8 @@ class Progress:
 
     evaluations: int
     of: int
-    transistors: int
-    """Of the active gates, before synthesis."""
+    cost: int
+    """Transistors or area of the active gates, before synthesis."""
     seconds_left: float
 
 
@@ -89,13 +89,13 @@ def pair_weights(a: ArrayLike, b: ArrayLike | None = None) -> NDArray[np.int32]:
 
 def evolve(limits: Limits, seed: int, evaluations: int, weights: NDArray[np.int32] | None = None,
            start: Chromosome | None = None, checkpoint: Path | None = None,
-           progress: Callable[[Progress], None] = lambda _: None) -> Chromosome:
+           progress: Callable[[Progress], None] = lambda _: None, measure: Measure = "transistors") -> Chromosome:
     """The smallest circuit found within `limits` after so many `evaluations` (offspring, rounded up to fours).
 
     `weights` (see `pair_weights`) are needed where a weighted limit is given. The search begins at `start`, the exact
-    array multiplier unless given. The same arguments give the same circuit on every machine. `checkpoint` names a file
-    that is written every few seconds and when the search is stopped (KeyboardInterrupt); with the same arguments, it
-    goes on from there to the same result, or further where `evaluations` has grown.
+    array multiplier unless given, and minimises `measure`. The same arguments give the same circuit on every machine.
+    `checkpoint` names a file that is written every few seconds and when the search is stopped (KeyboardInterrupt); with
+    the same arguments, it goes on from there to the same result, or further where `evaluations` has grown.
 
     Raises RedcaneError where an argument makes no sense, where `start` already breaks the limits, where the checkpoint
     is damaged or belongs to other arguments, and where g++ is missing.
@@ -106,11 +106,11 @@ def evolve(limits: Limits, seed: int, evaluations: int, weights: NDArray[np.int3
     if weighted != (weights is not None):
         raise RedcaneError("weighted limits and the operands' weights go together: give both or neither")
     begin = array_multiplier() if start is None else start
-    kernel = Kernel(_sums(limits, weights), weights)
+    kernel = Kernel(_sums(limits, weights), weights, measure)
     if kernel.cost(begin) is None:
         raise RedcaneError(f"the circuit to start from does not keep the limits ({limits}): start from an exact one")
     state = _State.fresh(begin, seed)
-    identity = digest(repr((limits, seed, flat(begin).tolist())).encode() + SOURCE.read_bytes()
+    identity = digest(repr((limits, seed, measure, flat(begin).tolist())).encode() + SOURCE.read_bytes()
                       + (b"" if weights is None else weights.astype("<i4").tobytes()))
     if checkpoint is not None and checkpoint.exists():
         state = _State.load(checkpoint, identity)

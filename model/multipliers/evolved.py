@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.errors import RedcaneError
 from model.files import replace_folder
-from model.multipliers.chromosome import Chromosome, array_multiplier, from_verilog
+from model.multipliers.chromosome import Chromosome, Measure, array_multiplier, from_verilog
 from model.multipliers.error_figures import ErrorFigures, error_figures
 from model.multipliers.evolve import Limits, Progress, evolve, pair_weights
 from model.multipliers.library import Library, check_name, libraries_folder, load_library, write_library
@@ -35,6 +35,7 @@ class Recipe:
     """Operands of half-normal distribution with this deviation are what weighted limits weigh."""
     operands: str | None = None
     """Where other weights come from, as options of the command."""
+    minimise: Measure = "transistors"
 
     def command(self) -> str:
         """The command line that makes it."""
@@ -43,6 +44,7 @@ class Recipe:
         options += [f"--half-normal {self.half_normal:g}"] if self.half_normal is not None else []
         options += [self.operands] if self.operands is not None else []
         options += [f"--start {self.start}"] if self.start != ARRAY else []
+        options += [f"--minimise {self.minimise}"] if self.minimise != "transistors" else []
         options += [f"--evaluations {self.evaluations}", f"--seed {self.seed}", f"--component {self.component}"]
         return "redcane library evolve " + " ".join(options)
 
@@ -78,7 +80,7 @@ def make(recipe: Recipe, weights: NDArray[np.int32] | None = None, checkpoint: P
     if recipe.half_normal is not None:
         weights = half_normal_weights(recipe.half_normal)
     found = evolve(recipe.limits, recipe.seed, recipe.evaluations, weights, start_circuit(recipe.start),
-                   checkpoint, progress)
+                   checkpoint, progress, recipe.minimise)
     table = found.table()
     figures = error_figures(table)
     comments = [

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model import native
 from model.errors import RedcaneError
-from model.multipliers.chromosome import FUNCTIONS, Chromosome
+from model.multipliers.chromosome import FUNCTIONS, Chromosome, Measure
 
 SOURCE = Path(__file__).parent / "cgp.cpp"
 TUNING = "-march=native"
@@ -29,8 +29,9 @@ class SumLimits(ctypes.Structure):
 class Kernel:
     """The limits and operands of one evolution, prepared for evaluation; a chromosome's arrays are passed each time."""
 
-    def __init__(self, limits: SumLimits, weights: NDArray[np.int32] | None = None) -> None:
-        """`weights` int32 [256, 256] as [a, b], not negative, for the weighted sums."""
+    def __init__(self, limits: SumLimits, weights: NDArray[np.int32] | None = None,
+                 measure: Measure = "transistors") -> None:
+        """`weights` int32 [256, 256] as [a, b], not negative, for the weighted sums; `measure` is what gates cost."""
         self._library = _load()
         if weights is None:
             # A stride that is coprime to 65,536 mixes the pairs: every part of them is a sample of all.
@@ -39,7 +40,7 @@ class Kernel:
             weights = np.ascontiguousarray(weights, np.int32).reshape(_PAIRS)
             order = np.argsort(-weights.astype(np.int64), kind="stable").astype(np.uint16)
         truth = np.array([f.truth for f in FUNCTIONS], np.uint8)
-        costs = np.array([f.transistors for f in FUNCTIONS], np.int32)
+        costs = np.array([getattr(f, measure) for f in FUNCTIONS], np.int32)
         self._problem = ctypes.c_void_p(self._library.problem_new(
             ctypes.byref(limits), len(FUNCTIONS), _pointer(truth), _pointer(costs), _pointer(order),
             None if weights is None else _pointer(weights)))
@@ -56,7 +57,7 @@ class Kernel:
         return table.reshape(256, 256)
 
     def cost(self, chromosome: Chromosome) -> int | None:
-        """The transistors of the active nodes where the chromosome keeps the limits, else None."""
+        """The transistors or area of the active nodes where the chromosome keeps the limits, else None."""
         genes = flat(chromosome)
         cost = int(self._library.cost(self._problem, len(chromosome.nodes), _pointer(genes)))
         return None if cost < 0 else cost

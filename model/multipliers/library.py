@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from model.errors import RedcaneError
 from model.files import digest, read_bounded, replace_folder
 from model.multipliers.component import Cost, Multiplier, table_digest
+from model.multipliers.costs import Costs, Measured, costs, load_measured
 from model.multipliers.netlist import TRANSISTOR_FLOW, Circuit, Extracted, extract_many, read_verilog
 from model.yosys import yosys_version
 
@@ -65,6 +67,8 @@ class Library:
 
     name: str
     components: dict[str, Multiplier]
+    measured: Measured | None = None
+    """Costs as characterised, where the user did that."""
 
     @property
     def exact(self) -> Multiplier:
@@ -82,24 +86,29 @@ class Library:
         hint = f"did you mean {' or '.join(near)}?" if near else "`redcane library list` shows what there is"
         raise RedcaneError(f"the library {self.name} has no component `{name[:80]}`: {hint}")
 
-    @property
-    def _has_power(self) -> bool:
-        return all(c.cost.power_mw is not None for c in self.components.values())
+    @cached_property
+    def costs(self) -> Costs:
+        """What this library's components cost, all by the same measure."""
+        return costs(self.components.values(), self.measured)
 
     @property
     def cost_name(self) -> str:
-        """What `cost` is: the published power where all components have one, else transistors."""
-        return "power (mW, published)" if self._has_power else "transistors"
+        """What `cost` is, with its unit and its source."""
+        return self.costs.name
 
     def cost(self, component: Multiplier | str) -> float:
-        """The cost of a component by which this library's components are compared (see `cost_name`)."""
-        cost = (self.get(component) if isinstance(component, str) else component).cost
-        return cost.power_mw if self._has_power and cost.power_mw is not None else float(cost.transistors)
+        """The cost of one multiplication by a component, by which this library's components are compared."""
+        return self.costs.by_name[(self.get(component) if isinstance(component, str) else component).name]
 
 
 def libraries_folder() -> Path:
     """Where imported libraries lie: `$REDCANE_HOME/libraries`, or the like in the user's data folder."""
     return Path(os.environ.get("REDCANE_HOME") or user_data_path("redcane", appauthor=False)) / "libraries"
+
+
+def costs_path(library: str) -> Path:
+    """Where the costs that the user measured of a library's components lie."""
+    return libraries_folder().parent / "costs" / f"{library}.json"
 
 
 def library_names() -> list[str]:
@@ -175,13 +184,15 @@ def write_library(folder: Path, name: str, circuits: Sequence[Circuit], provenan
 
 def describe(library: Library) -> str:
     """The components as a table in plain text, in the order of their error for uniform operands."""
+    measured = library.measured.components if library.measured else {}
     rows = [("component", "MAE %", "WCE %", "EP %", "NM", "NA", "transistors", "power mW", "area um2", "delay ns",
-             "commutes", "origin")]
+             "energy pJ", "commutes", "origin")]
     for c in library.components.values():
         f = c.figures
         rows.append((c.name, f"{f.mae_percent:.4f}", f"{f.wce_percent:.3f}", f"{f.ep_percent:.2f}", f"{f.nm:.4f}",
                      f"{f.na:.4f}", str(c.cost.transistors), _optional(c.cost.power_mw), _optional(c.cost.area_um2),
-                     _optional(c.cost.delay_ns), "yes" if c.commutes else "no", c.provenance))
+                     _optional(c.cost.delay_ns), _optional(measured[c.name].energy_pj if measured else None),
+                     "yes" if c.commutes else "no", c.provenance))
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     left = {0, len(rows[0]) - 1}
     lines = ["  ".join(cell.ljust(width) if k in left else cell.rjust(width)
@@ -191,7 +202,7 @@ def describe(library: Library) -> str:
 
 
 def _optional(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _load(folder: Path) -> Library:
@@ -213,7 +224,8 @@ def _load(folder: Path) -> Library:
         if entry.name in components:
             raise RedcaneError(f"{path} lists {entry.name} twice: import the library again")
         components[entry.name] = _component(index.library, entry.name, text, found, entry.provenance)
-    return Library(index.library, components)
+    measured = load_measured(costs_path(index.library))
+    return Library(index.library, components, measured if measured and measured.covers(components) else None)
 
 
 def _component(library: str, name: str, verilog: str, found: Extracted, provenance: str) -> Multiplier:
