@@ -10,51 +10,28 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from flows.network_config import NETWORKS, Network, Positive, Section
 from model.errors import RedcaneError
 from model.yamlfile import read_yaml
 
 if TYPE_CHECKING:  # they bring torch, which a configuration can do without
-    from model.capsnet import CapsNetShape
+    from model.network import Shape
     from model.resilience import ResilienceSettings
     from model.training import TrainingRecipe
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-Positive = Annotated[int, Field(ge=1, le=2**20)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NumberFormat = Literal["sign-magnitude", "affine"]
-Dataset = Literal["digits", "mnist", "fashion-mnist"]
+Dataset = Literal["digits", "mnist", "fashion-mnist", "cifar-10", "svhn"]
 Side = Literal[4, 8, 16, 32, 64]
-
-
-class Section(BaseModel):
-    """Unknown keys and wrong types are errors; nothing is converted silently."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Network(Section):
-    """The CapsNet of Sabour et al. (2017): a convolution, primary capsules, class capsules."""
-
-    image: list[Positive] = Field(min_length=3, max_length=3, description="height, width and channels of an image")
-    classes: Positive = Field(description="classes to tell apart, one capsule each")
-    conv_channels: Positive = Field(description="channels of the first convolution")
-    conv_kernel: Positive = Field(description="its kernel's edge")
-    conv_stride: Positive = Field(1, description="its stride")
-    primary_types: Positive = Field(description="capsule types at every position of the primary layer")
-    primary_dim: Positive = Field(description="dimensions of a primary capsule")
-    primary_kernel: Positive = Field(description="edge of the primary layer's kernel")
-    primary_stride: Positive = Field(description="its stride")
-    class_dim: Positive = Field(description="dimensions of a class capsule")
-    iterations: Annotated[int, Field(ge=1, le=16)] = Field(3, description="iterations of the dynamic routing")
-    decoder: list[Positive] = Field(
-        [], max_length=8, description="hidden layers of the reconstruction, in training only"
-    )
 
 
 class Train(Section):
     """How the network is trained. The weights of the epoch that was best on the validation split are kept."""
+
+    LATER = frozenset({"flip"})
 
     epochs: Positive = Field(120, description="passes over the training images, at most")
     batch: Positive = Field(32, description="images in a step")
@@ -67,6 +44,12 @@ class Train(Section):
     rotation: Annotated[float, Field(ge=0, le=180)] = Field(8.0, description="augmentation: largest rotation, degrees")
     scale: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="augmentation: largest change of size, fraction"
+    )
+    flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        exclude=True,  # where it is computed is no part of what is computed
+        description="`auto` trains on a GPU, in mixed precision, where there is one",
     )
 
 
@@ -156,13 +139,18 @@ class Synthesize(Section):
 class Config(Section):
     """A run, from the data to the report; its artefacts land in `runs/<name>/`."""
 
+    LATER = frozenset({"pixels"})
+
     name: str = Field(pattern=NAME, description="name of the run and of its folder")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="everything random derives from it")
-    dataset: Dataset = Field(description="`digits` (comes along), `mnist` or `fashion-mnist`")
+    dataset: Dataset = Field(description="`digits` (comes along), `mnist`, `fashion-mnist`, `cifar-10` or `svhn`")
     data_dir: str | None = Field(
         None,
         description="folder that holds the dataset's official files, in a folder of the "
         "dataset's name, a path relative to this file; else `$REDCANE_DATA`, else a download",
+    )
+    pixels: Annotated[int, Field(ge=4, le=256)] | None = Field(
+        None, description="edge to which images are scaled when they are loaded (bilinear); null leaves them alone"
     )
     copies: Annotated[int, Field(ge=0, le=1000)] = Field(
         7,
@@ -204,12 +192,15 @@ class Config(Section):
         except ValidationError as error:
             raise RedcaneError(f"{path}: {_sentence(error)}") from None
 
-    def shape(self) -> CapsNetShape:
-        """The network's sizes; raises RedcaneError when they do not fit together."""
-        from model.capsnet import CapsNetShape
+    @model_validator(mode="before")
+    @classmethod
+    def _a_capsnet_unless_told(cls, data: Any) -> Any:
+        network = data.get("network") if isinstance(data, dict) else None
+        return {**data, "network": {"kind": "capsnet", **network}} if isinstance(network, dict) else data
 
-        sizes = self.network.model_dump()
-        return CapsNetShape(**sizes | {"image": tuple(sizes["image"]), "decoder": tuple(sizes["decoder"])})
+    def shape(self) -> Shape:
+        """The network's sizes; raises RedcaneError when they do not fit together."""
+        return self.network.shape()
 
     def recipe(self) -> TrainingRecipe:
         """How to train."""
@@ -236,16 +227,19 @@ def _sentence(error: ValidationError) -> str:
     """The first of pydantic's complaints, in our words."""
     complaints = error.errors(include_url=False, include_context=False)
     first = complaints[0]
-    where = ".".join(str(part) for part in first["loc"])
+    network = first["loc"][:1] == ("network",)  # there, the second part is the kind of network, not a key
+    where = ".".join(str(part) for i, part in enumerate(first["loc"]) if not (network and i == 1))
     value = first["input"]
-    if first["type"] == "extra_forbidden":
+    if first["type"] == "union_tag_invalid":
+        text = f"{where}.kind: {str(value.get('kind'))[:80]!r} is unknown; choose from {', '.join(NETWORKS)}"
+    elif first["type"] == "extra_forbidden":
         keys = list(_section(first["loc"][:-1]).model_fields)
         close = difflib.get_close_matches(str(first["loc"][-1]), keys, 1)
         text = f"{where}: unknown key; " + (f"did you mean {close[0]}?" if close else f"choose from {', '.join(keys)}")
     elif first["type"] == "missing":
         meaning = _section(first["loc"][:-1]).model_fields[str(first["loc"][-1])].description
         text = f"{where}: this key is missing" + (f" ({meaning})" if meaning else "")
-    elif first["type"] == "model_type":
+    elif first["type"] in ("model_type", "model_attributes_type"):
         text = f"{where}: should be a section, lines of `key: value`"
     else:
         shown = f"{value!r} is wrong: " if isinstance(value, str | int | float) and len(str(value)) <= 80 else ""
@@ -255,8 +249,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _section(location: tuple[int | str, ...]) -> type[Section]:
-    """The model of the section at a location such as ("train",)."""
+    """The model of the section at a location such as ("train",) or ("network", "capsnet")."""
     section: type[Section] = Config
+    if location[:1] == ("network",):
+        return NETWORKS[str(location[1])]
     for part in location:
         annotation = section.model_fields[str(part)].annotation
         candidates = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Section)]
@@ -300,7 +296,9 @@ def documentation() -> str:
         "This page is made from `flows/config.py`: `python -m flows.config > docs/configuration.md`.",
     ]
     sections: list[tuple[str, type[Section], bool]] = [("The top of the file", Config, False)]
-    sections += [(f"`{name}`", _section((name,)), True) for name in Config.model_fields if _is_section(name)]
+    sections += [(f"`network` of kind `{kind}`", section, True) for kind, section in NETWORKS.items()]
+    others = [name for name in Config.model_fields if name != "network" and _is_section(name)]
+    sections += [(f"`{name}`", _section((name,)), True) for name in others]
     for title, section, named in sections:
         lines += [
             "",
@@ -319,7 +317,7 @@ def documentation() -> str:
 
 def _is_section(name: str) -> bool:
     annotation = Config.model_fields[name].annotation
-    return isinstance(annotation, type) and issubclass(annotation, Section)
+    return name == "network" or (isinstance(annotation, type) and issubclass(annotation, Section))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def _partial(run: Run, name: str) -> Path:
 def _train(run: Run, scratch: Path, about: Json) -> None:
     network = initial(run.config.shape(), run.config.seed)
     checkpoint = _partial(run, "training.safetensors")
-    history = train(network, run.dataset, run.config.recipe(), checkpoint)
+    history = train(network, run.dataset, run.config.recipe(), checkpoint, run.config.train.device)
     splits = {"validation": run.dataset.validation, "test": run.dataset.test}
     content = {
         "schema": 1,

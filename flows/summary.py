@@ -67,10 +67,12 @@ class Facts:
 
     @cached_property
     def operations(self) -> list[OperationFacts]:
-        """All operations, in the order of execution."""
+        """All operations of the four groups, in the order of execution."""
         products = {key: product for key, product, _ in self.network.products()}
         rows = []
         for operation in self.found:
+            if operation.group not in self.resilience.groups:  # no noise was injected there
+                continue
             product = products.get(operation.key)
             noise = self.selection["figures"][operation.key][product.component] if product else {}
             rows.append(

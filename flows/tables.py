@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from model.capsnet import CapsNetShape
+    from model.network import Shape
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], left: Collection[int] = (0,)) -> str:
@@ -24,17 +24,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], left: Collect
     )
 
 
-def operations_table(shape: CapsNetShape) -> str:
+def operations_table(shape: Shape) -> str:
     """Step 1: the operations that a network of this shape executes, with their counts per inference."""
-    from model.capsnet import CapsNet
+    from model.network import build
     from model.operations import GROUPS, operations, total
 
-    found = operations(CapsNet(shape))
+    found = operations(build(shape))
     rows: list[list[object]] = [
         [
             operation.layer,
             operation.name,
-            GROUPS[operation.group],
+            GROUPS.get(operation.group, ""),
             operation.iterations,
             *_counts(operation.counts),
         ]

@@ -91,7 +91,8 @@ class CapsNet(nn.Module):
 
     def forward(self, images: Tensor, tap: Tap = identity) -> Tensor:
         """Images (N, C, H, W) in [0, 1] -> class capsules (N, J, E); `tap` sees every operation's output."""
-        x = tap("conv1", "mac", self.conv1(images), 0, (images, self.conv1.weight))  # (N, conv_channels, H', W')
+        assert self.conv1.bias is not None  # it was made with one
+        x = tap("conv1", "mac", self.conv1(images), 0, (images, self.conv1.weight, self.conv1.bias))
         x = tap("conv1", "relu", torch.relu(x), 0, (x,))
         u = self.primary(x, tap)  # (N, I, D)
         return self.classcaps(u, tap)  # (N, J, E)

@@ -29,7 +29,8 @@ class Tap(Protocol):
         `iteration` counts the routing iterations from 0 and is 0 outside the routing.
         `operands` are the tensors that it was computed from. Of an operation with multiplications these are the two
         factors: (activation, weight) for convolutions and votes, (votes, coefficients) for the weighted sum and
-        (votes, output capsules) for the agreement. Otherwise the one input.
+        (votes, output capsules) for the agreement; a convolution's bias, if it has one, is a third. Otherwise what it
+        read.
         """
         ...
 
@@ -51,20 +52,21 @@ def lengths(capsules: Tensor) -> Tensor:
 
 
 def route(votes: Tensor, iterations: int, tap: Tap = identity, layer: str = "classcaps") -> Tensor:
-    """Dynamic routing by agreement (Sabour, procedure 1): votes (N, I, J, E) -> output capsules (N, J, E).
+    """Dynamic routing by agreement (Sabour, procedure 1): votes (N, ..., I, J, E) -> output capsules (N, ..., J, E).
 
-    The coupling coefficients of an input capsule are a softmax over the OUTPUT capsules; they start equal.
+    Axes between the images and the input capsules, such as positions, are routed each by itself. The coupling
+    coefficients of an input capsule are a softmax over the OUTPUT capsules; they start equal.
     Gradients flow through the last iteration's votes only: the coefficients are treated as constants.
     """
-    logits = votes.new_zeros(votes.shape[:3])  # b: (N, I, J)
+    logits = votes.new_zeros(votes.shape[:-1])  # b: (N, ..., I, J)
     for iteration in range(iterations):
         last = iteration == iterations - 1
         u = votes if last else votes.detach()
-        k = tap(layer, "softmax", torch.softmax(logits, dim=2), iteration, (logits,))  # (N, I, J)
-        s = tap(layer, "weighted_sum", torch.einsum("nij,nije->nje", k, u), iteration, (u, k))  # (N, J, E)
+        k = tap(layer, "softmax", torch.softmax(logits, dim=-1), iteration, (logits,))
+        s = tap(layer, "weighted_sum", torch.einsum("...ij,...ije->...je", k, u), iteration, (u, k))
         v = tap(layer, "squash", squash(s), iteration, (s,))
         if not last:
-            logits = tap(layer, "agreement", logits + torch.einsum("nije,nje->nij", u, v), iteration, (u, v))
+            logits = tap(layer, "agreement", logits + torch.einsum("...ije,...je->...ij", u, v), iteration, (u, v))
     return v
 
 
@@ -79,7 +81,8 @@ class PrimaryCaps(nn.Conv2d):
         self.types, self.dim = types, dim
 
     def forward(self, x: Tensor, tap: Tap = identity, layer: str = "primary") -> Tensor:
-        maps = tap(layer, "mac", super().forward(x), 0, (x, self.weight))  # (N, types * D, H', W')
+        assert self.bias is not None  # it was made with one
+        maps = tap(layer, "mac", super().forward(x), 0, (x, self.weight, self.bias))  # (N, types * D, H', W')
         n, _, height, width = maps.shape
         s = maps.view(n, self.types, self.dim, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, self.dim)
         return tap(layer, "squash", squash(s), 0, (s,))

@@ -4,9 +4,11 @@ What is counted, per inference (one image) and summed over the routing iteration
 
 - multiply-accumulate of K terms ("mac", "votes", "weighted_sum", "agreement"): K multiplications and K - 1 additions
   for every output value; a bias ("mac") and adding to the old logit ("agreement") are one addition more;
+  what a convolution multiplies with the zeros of its padding is counted too;
 - squash of a D-dimensional capsule, s |s| / (1 + |s|^2): D multiplications and D - 1 additions for |s|^2, 1 square
   root, 1 addition and 1 division for the factor, D multiplications by it;
 - softmax over J logits: J exponentials, J - 1 additions, J divisions;
+- the sum of two capsule tensors ("add"): 1 addition for every value;
 - ReLU: none (it compares).
 
 Choosing the longest class capsule, and anything that only training needs, is not counted. Loads without torch.
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model.capsnet import CapsNet
+    from model.network import Network
 
 GROUPS = {
     "mac": "MAC outputs",
@@ -40,8 +42,9 @@ GROUP_OF = {
     "squash": "activation",
     "softmax": "softmax",
     "agreement": "logits",
+    "add": "none",
 }
-"""The group of each kind of operation."""
+"""The group of each kind of operation; "none" for what the paper has in no group: no noise is injected there."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Operation:
 
     layer: str
     name: str
-    group: str  # a key of GROUPS
+    group: str  # a key of GROUPS, or none
     shape: tuple[int, ...]  # of its output, per image
     iterations: int  # how often an inference computes it
     counts: Counts
@@ -73,6 +76,11 @@ class Operation:
     def key(self) -> str:
         """Its name as text: "layer.operation"."""
         return f"{self.layer}.{self.name}"
+
+
+def layer_of(key: str) -> str:
+    """The layer of "layer.operation"; its name may have dots itself ("cell1.conv1")."""
+    return key.rpartition(".")[0]
 
 
 Shape = tuple[int, ...]
@@ -95,19 +103,25 @@ def _softmax(output: Shape) -> Counts:
     return Counts(additions=one * (classes - 1), divisions=one * classes, exponentials=one * classes)
 
 
+def _vote_terms(weight: Shape) -> int:
+    """Terms of a vote: the input capsule's D, of a matrix (I, D, J, E) or of a shared kernel (J, E, D, Kh, Kw)."""
+    return weight[1] if len(weight) == 4 else math.prod(weight[2:])
+
+
 # kind of operation -> counts of (output shape per image, shapes of the operands as tapped)
 _COUNT: dict[str, Callable[[Shape, list[Shape]], Counts]] = {
-    "mac": lambda out, operands: _multiply_accumulate(out, math.prod(operands[1][1:]), 1),  # weight (out, in, h, w)
-    "votes": lambda out, operands: _multiply_accumulate(out, operands[0][-1], 0),  # over the input capsule's D
-    "weighted_sum": lambda out, operands: _multiply_accumulate(out, operands[0][1], 0),  # over the I input capsules
+    "mac": lambda out, operands: _multiply_accumulate(out, math.prod(operands[1][1:]), len(operands) - 2),  # + bias
+    "votes": lambda out, operands: _multiply_accumulate(out, _vote_terms(operands[1]), 0),
+    "weighted_sum": lambda out, operands: _multiply_accumulate(out, operands[0][-3], 0),  # over the I input capsules
     "agreement": lambda out, operands: _multiply_accumulate(out, operands[0][-1], 1),  # over the output capsule's E
     "relu": lambda out, operands: Counts(),
     "squash": lambda out, operands: _squash(out),
     "softmax": lambda out, operands: _softmax(out),
+    "add": lambda out, operands: Counts(additions=math.prod(out)),
 }
 
 
-def operations(network: CapsNet) -> list[Operation]:
+def operations(network: Network) -> list[Operation]:
     """The operations of one inference of the network, in the order in which it first executes them.
 
     They are recorded while the network runs on one blank image; no list is kept for any network.

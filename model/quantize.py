@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.capsnet import CapsNet
 from model.errors import RedcaneError
+from model.network import Network
 from model.qnetwork import (
     COUPLING_ONE,
     Codes,
@@ -90,7 +91,7 @@ def calibrate(network: CapsNet, images: Tensor) -> dict[str, Range]:
 
 
 def quantize(
-    network: CapsNet,
+    network: Network,
     images: Tensor,
     formats: Mapping[str, Format] | Format = "sign-magnitude",
     component: str = "exact",
@@ -107,6 +108,8 @@ def quantize(
     Raises RedcaneError for formats that do not fit, images of another shape, values that are not numbers, tensors
     that are all zero, and sums that could overflow.
     """
+    if not isinstance(network, CapsNet):
+        raise RedcaneError("quantize: there is no 8-bit DeepCaps yet; its stages go up to analyze")
     if table is None:
         table = np.outer(np.arange(256), np.arange(256)).astype(np.uint16)
     if align not in (0, 1):

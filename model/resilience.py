@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
-from model.capsnet import CapsNet
 from model.datasets import Split
 from model.errors import RedcaneError
 from model.files import digest
+from model.network import Network
 from model.noise import Injection, noise_tap
-from model.operations import GROUPS, operations
+from model.operations import GROUPS, layer_of, operations
 from model.training import accuracy
 
 SCHEMA = 1
@@ -99,7 +99,7 @@ class Resilience:
 
     def tolerated_nm(self, operation: str) -> float:
         """The critical NM of "layer.operation": its layer's in a non-resilient group, else its group's."""
-        layer = operation.split(".")[0]
+        layer = layer_of(operation)
         for group, curve in self.groups.items():
             if operation in curve.operations:
                 return self.layers[group][layer].critical_nm if group in self.layers else curve.critical_nm
@@ -147,7 +147,7 @@ class Resilience:
                 for group, by_layer in data["layers"].items()
             }
             for group, one in groups.items():
-                missing = {name.split(".")[0] for name in one.operations} - set(layers.get(group, {}))
+                missing = {layer_of(name) for name in one.operations} - set(layers.get(group, {}))
                 if not one.resilient and missing:
                     raise RedcaneError(f"resilience: layer {missing.pop()} of group {group} is missing; analyse again")
             return cls(settings, int(data["images"]), clean, groups, layers)
@@ -179,7 +179,7 @@ def _curve_to_json(curve: Curve) -> dict[str, Any]:
     return {"operations": list(curve.operations), **marks, "points": points}
 
 
-def analyze(network: CapsNet, split: Split, settings: ResilienceSettings, partial: Path | None = None) -> Resilience:
+def analyze(network: Network, split: Split, settings: ResilienceSettings, partial: Path | None = None) -> Resilience:
     """Run steps 2-5 on a split (the validation split, so that the test split stays unseen by every choice).
 
     Points are appended to `partial` (JSON lines) as they are found; when it is there at the start, the points that it
@@ -195,7 +195,7 @@ def analyze(network: CapsNet, split: Split, settings: ResilienceSettings, partia
         if not curve.resilient:
             by_layer: dict[str, list[str]] = {}
             for key in curve.operations:
-                by_layer.setdefault(key.split(".")[0], []).append(key)
+                by_layer.setdefault(layer_of(key), []).append(key)
             layers[group] = {
                 layer: points.curve(tuple(keys), f"{GROUPS[group]}, {layer}") for layer, keys in by_layer.items()
             }
@@ -205,7 +205,7 @@ def analyze(network: CapsNet, split: Split, settings: ResilienceSettings, partia
 class _Points:
     """The points of the sweeps, each evaluated once, remembered in a file of JSON lines."""
 
-    def __init__(self, network: CapsNet, split: Split, settings: ResilienceSettings, partial: Path | None) -> None:
+    def __init__(self, network: Network, split: Split, settings: ResilienceSettings, partial: Path | None) -> None:
         self.network, self.split, self.settings, self.partial = network, split, settings, partial
         weights = b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values())
         content = weights + np.ascontiguousarray(split.images).tobytes() + split.labels.tobytes()

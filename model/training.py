@@ -1,7 +1,8 @@
-"""Training a CapsNet: margin loss, optional reconstruction, early stopping, and checkpoints that survive a kill.
+"""Training: margin loss, optional reconstruction, early stopping, and checkpoints that survive a kill.
 
 Two trainings with the same recipe, data, seed and threads (model/threads.py) end with the same weights, bit for bit,
-also when one of them was killed and resumed: everything random in an epoch derives from (seed, epoch).
+also when one of them was killed and resumed: everything random in an epoch derives from (seed, epoch). Of a GPU that
+is not promised: there, convolutions and votes are computed in bfloat16 too (mixed precision).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
-from model.capsnet import CapsNet, CapsNetShape
 from model.capsules import Tap, identity, lengths
 from model.datasets import Dataset, Split
 from model.errors import RedcaneError
 from model.files import digest
+from model.network import Network, Shape, build
 from model.seeds import derive_seed
 from model.threads import worthwhile_threads
 from model.weights import check_tensors, read_tensors, write_tensors
@@ -41,6 +42,7 @@ class TrainingRecipe:
     rotation: float = 8.0  # degrees
     scale: float = 0.05  # fraction
     seed: int = 0
+    flip: bool = False  # mirror half of the images left to right
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0)):
@@ -67,11 +69,11 @@ class History:
         return self.best < 0 or self.validation_loss[-1] < self.validation_loss[self.best]
 
 
-def initial(shape: CapsNetShape, seed: int) -> CapsNet:
+def initial(shape: Shape, seed: int) -> Network:
     """A fresh network whose weights depend on the seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CapsNet(shape)
+        return build(shape)
 
 
 def margin_loss(capsules: Tensor, labels: Tensor) -> Tensor:
@@ -84,11 +86,14 @@ def margin_loss(capsules: Tensor, labels: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, recipe: TrainingRecipe, generator: torch.Generator) -> Tensor:
-    """Shift, rotate and scale every image (N, C, H, W) a little, each by its own random amounts."""
+    """Shift, rotate, scale and perhaps mirror every image (N, C, H, W), each by its own random amounts."""
+    if recipe.flip:
+        mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     if recipe.shift == recipe.rotation == recipe.scale == 0:
         return images
     n, _, height, width = images.shape
-    random = torch.rand(n, 4, generator=generator) * 2 - 1
+    random = (torch.rand(n, 4, generator=generator) * 2 - 1).to(images.device)
     angle = random[:, 0] * math.radians(recipe.rotation)
     zoom = 1 + random[:, 1] * recipe.scale
     affine = torch.stack(
@@ -114,7 +119,7 @@ def moved_about(split: Split, recipe: TrainingRecipe, copies: int) -> Split:
 
 
 def evaluate(
-    network: CapsNet,
+    network: Network,
     images: NDArray[np.float32],
     labels: NDArray[np.int64],
     batch: int = 256,
@@ -122,17 +127,18 @@ def evaluate(
 ) -> tuple[float, float]:
     """Accuracy (fraction) and mean margin loss on images (N, C, H, W); `tap` gives the tap for each batch index."""
     correct, loss = 0, 0.0
+    device = next(network.parameters()).device
     with torch.inference_mode(), worthwhile_threads(network):
         for index, start in enumerate(range(0, len(labels), batch)):
-            y = torch.from_numpy(labels[start : start + batch])
-            v = network(torch.from_numpy(images[start : start + batch]), tap(index))
+            y = torch.from_numpy(labels[start : start + batch]).to(device)
+            v = network(torch.from_numpy(images[start : start + batch]).to(device), tap(index))
             correct += int((lengths(v).argmax(dim=1) == y).sum())
             loss += float(margin_loss(v, y)) * len(y)
     return correct / len(labels), loss / len(labels)
 
 
 def accuracy(
-    network: CapsNet,
+    network: Network,
     images: NDArray[np.float32],
     labels: NDArray[np.int64],
     batch: int = 256,
@@ -142,17 +148,33 @@ def accuracy(
     return evaluate(network, images, labels, batch, tap)[0]
 
 
-def train(network: CapsNet, dataset: Dataset, recipe: TrainingRecipe, checkpoint: Path) -> History:
-    """Train the network in place and leave it with the weights of its best epoch on the validation split.
+def pick_device(name: str) -> torch.device:
+    """The device of a name: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Raises RedcaneError when "cuda" is asked for and torch finds no GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RedcaneError("train.device: cuda is asked for, but torch finds no GPU; take auto or cpu")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
+def train(
+    network: Network, dataset: Dataset, recipe: TrainingRecipe, checkpoint: Path, device: str = "cpu"
+) -> History:
+    """Train the network in place and leave it, on the CPU, with the weights of its best epoch on the validation split.
 
     After every epoch `checkpoint` (safetensors) is replaced; if it is there at the start and comes from the same
-    recipe, shape and data, training goes on from it, else it starts over. Raises RedcaneError when the network does not
-    fit the dataset, the checkpoint is broken, or the loss stops being a number.
+    recipe, shape and data, training goes on from it, else it starts over. `device` is what pick_device knows. Raises
+    RedcaneError when the network does not fit the dataset, the checkpoint is broken, the loss stops being a number, or
+    there is no such device.
     """
     check_fit(network.shape, dataset)
+    network.to(pick_device(device))
     if recipe.reconstruction > 0 and network.decoder is None:
         raise RedcaneError("training.reconstruction: the network has no decoder; give network.decoder its hidden sizes")
-    run = json.dumps([asdict(recipe), asdict(network.shape), dataset.digest()])
+    # A recipe that does not mirror is what it was before there was mirroring: its checkpoints stay good.
+    steps = {name: value for name, value in asdict(recipe).items() if name != "flip" or value}
+    run = json.dumps([steps, asdict(network.shape), dataset.digest()])
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
     history, best = History(), _weights(network)
     if checkpoint.exists():
@@ -177,10 +199,11 @@ def train(network: CapsNet, dataset: Dataset, recipe: TrainingRecipe, checkpoint
             progress.set_postfix(loss=f"{history.loss[-1]:.4f}", validation=f"{100 * validated[0]:.2f}%")
             progress.update()
     network.load_state_dict(best)
+    network.cpu()
     return history
 
 
-def check_fit(shape: CapsNetShape, dataset: Dataset) -> None:
+def check_fit(shape: Shape, dataset: Dataset) -> None:
     """Raise RedcaneError unless a network of this shape takes the dataset's images and knows its classes."""
     if shape.image != dataset.image or shape.classes != dataset.classes:
         raise RedcaneError(
@@ -190,29 +213,40 @@ def check_fit(shape: CapsNetShape, dataset: Dataset) -> None:
 
 
 def _epoch(
-    network: CapsNet, dataset: Dataset, recipe: TrainingRecipe, optimizer: torch.optim.Optimizer, epoch: int
+    network: Network, dataset: Dataset, recipe: TrainingRecipe, optimizer: torch.optim.Optimizer, epoch: int
 ) -> float:
     """One pass over the training images in an order of its own; returns the mean loss."""
     generator = torch.Generator().manual_seed(derive_seed("epoch", recipe.seed, epoch))
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
     images, labels = torch.from_numpy(dataset.train.images), torch.from_numpy(dataset.train.labels)
-    total = 0.0
+    device = next(network.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    network.train()
     for chosen in torch.randperm(len(labels), generator=generator).split(recipe.batch):
-        x, y = augment(images[chosen], recipe, generator), labels[chosen]
-        v = network(x)
-        loss = margin_loss(v, y)
-        if recipe.reconstruction > 0:
-            error = (network.reconstruct(v, y) - x).square().flatten(1).sum(dim=1).mean()
-            loss = loss + recipe.reconstruction * error
+        x, y = augment(images[chosen].to(device), recipe, generator), labels[chosen].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            v = network(x, _in_single_precision)
+            loss = margin_loss(v, y)
+            if recipe.reconstruction > 0:
+                error = (network.reconstruct(v, y).float() - x).square().flatten(1).sum(dim=1).mean()
+                loss = loss + recipe.reconstruction * error
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += float(loss.detach()) * len(chosen)
-    return total / len(labels)
+        total += loss.detach().double() * len(chosen)
+    network.eval()
+    return float(total) / len(labels)
 
 
-def _weights(network: CapsNet) -> dict[str, Tensor]:
+def _in_single_precision(
+    layer: str, operation: str, output: Tensor, iteration: int, operands: tuple[Tensor, ...]
+) -> Tensor:
+    """The tap of mixed precision: what a GPU multiplied in bfloat16 goes on as float32, in which squash is computed."""
+    return output.float()
+
+
+def _weights(network: Network) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
@@ -222,7 +256,7 @@ _ADAM = ("step", "exp_avg", "exp_avg_sq")  # its state for a parameter
 def _save(
     path: Path,
     run: str,
-    network: CapsNet,
+    network: Network,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
     history: History,
@@ -237,7 +271,7 @@ def _save(
 
 
 def _resume(
-    path: Path, run: str, network: CapsNet, optimizer: torch.optim.Optimizer
+    path: Path, run: str, network: Network, optimizer: torch.optim.Optimizer
 ) -> tuple[History, dict[str, Tensor]] | None:
     """Put network and optimizer back to where the checkpoint left them; None when it belongs to another run."""
     tensors, metadata = read_tensors(path)
@@ -257,5 +291,6 @@ def _resume(
     network.load_state_dict({name: tensors[f"weights/{name}"] for name in network.state_dict()})
     for name, parameter in network.named_parameters():
         if f"adam/{name}/step" in tensors:
-            optimizer.state[parameter] = {key: tensors[f"adam/{name}/{key}"] for key in _ADAM}
+            state = {key: tensors[f"adam/{name}/{key}"] for key in _ADAM}
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
     return history, {name: tensors[f"best/{name}"] for name in network.state_dict()}

@@ -9,9 +9,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, isfinite
 
-from model.capsnet import CapsNet, CapsNetShape
 from model.errors import RedcaneError
 from model.files import read_bounded, write_atomic
+from model.network import Network, Shape, build
 
 SIZE_LIMIT = 2**30  # bytes; the original CapsNet with decoder takes 33 MB, its checkpoint four times that
 
@@ -36,7 +36,7 @@ def _metadata(content: bytes) -> dict[str, str]:
     return dict(header.get("__metadata__") or {})
 
 
-def save_weights(network: CapsNet, path: Path, metadata: dict[str, str]) -> None:
+def save_weights(network: Network, path: Path, metadata: dict[str, str]) -> None:
     """Write the weights of a network (decoder too, if it has one), with texts to keep beside them."""
     write_tensors(path, {name: tensor.detach() for name, tensor in network.state_dict().items()}, metadata)
 
@@ -59,13 +59,13 @@ def check_tensors(path: Path, tensors: dict[str, Tensor], expected: dict[str, Te
         raise RedcaneError(f"{path}: tensor {surplus[0]} does not belong to this network; train it again")
 
 
-def load_weights(shape: CapsNetShape, path: Path) -> tuple[CapsNet, dict[str, str]]:
+def load_weights(shape: Shape, path: Path) -> tuple[Network, dict[str, str]]:
     """A network of this shape with the weights of a file, and the file's metadata.
 
     Raises RedcaneError when the file is missing, truncated, foreign, or made for another shape.
     """
     tensors, metadata = read_tensors(path)
-    network = CapsNet(shape)
+    network = build(shape)
     check_tensors(path, tensors, network.state_dict())
     network.load_state_dict(tensors)
     return network, metadata

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from flows.config import Config, documentation
+from model.deepcaps import DeepCapsShape
 from model.errors import RedcaneError
 from model.resilience import ResilienceSettings
 from model.training import TrainingRecipe
@@ -73,7 +74,11 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         (GOOD + "accelerator: {rows: 5}", "x.yaml: accelerator.rows: 5 is wrong: input should be 4, 8, 16, 32 or 64"),
         (GOOD.replace("tiny", "../../etc"), "x.yaml: name: '../../etc' is wrong"),
         (GOOD.replace("[8, 8, 1]", "[8, 8]"), "x.yaml: network.image: "),
-        (GOOD.replace("digits", "cats"), "x.yaml: dataset: 'cats' is wrong: input should be 'digits', 'mnist' or"),
+        (GOOD.replace("digits", "cats"), "x.yaml: dataset: 'cats' is wrong: input should be 'digits', 'mnist', 'fa"),
+        (GOOD.replace("{image", "{kind: resnet, image"), "x.yaml: network.kind: 'resnet' is unknown; choose from"),
+        (GOOD.replace("{image", "{kind: deepcaps, image"), "x.yaml: network.conv_kernel: unknown key; did you mean"),
+        (GOOD.replace(", class_dim: 4", ""), "x.yaml: network.class_dim: this key is missing (dimensions of a class"),
+        (GOOD.split("network")[0] + "network: 3", "x.yaml: network: should be a section, lines of `key: value`"),
         (GOOD + "seed: 1\nseed: 2", "the key 'seed' stands there twice"),
         ("a: &x [1]\nb: *x", "x.yaml: line 2 aliases (*name) are not supported"),
         ("a: [1", "x.yaml: line 1 "),
@@ -119,6 +124,20 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     config = load(tmp_path, GOOD + "data_dir: data\nsynthesize: {liberty: /opt/cells.lib}")
     assert config.data_dir == str(tmp_path / "data") and config.synthesize.liberty == "/opt/cells.lib"
     assert load(tmp_path, GOOD + "data_dir: data", {"data_dir": "here"}).data_dir == "here"
+
+
+def test_later_keys_do_not_make_runs_stale(tmp_path: Path) -> None:
+    dumped = load(tmp_path, GOOD).model_dump()
+    assert "kind" not in dumped["network"] and not {"flip", "device"} & set(dumped["train"]) and "pixels" not in dumped
+    chosen = load(tmp_path, GOOD + "pixels: 16\ntrain: {flip: true, device: cpu}").model_dump()
+    assert chosen["pixels"] == 16 and chosen["train"]["flip"] and "device" not in chosen["train"]
+
+
+def test_a_deepcaps(tmp_path: Path) -> None:
+    network = "network: {kind: deepcaps, image: [28, 28, 1], classes: 10, decoder: [16, 64, 32, 16]}"
+    config = load(tmp_path, GOOD.split("network")[0] + network)
+    assert config.shape() == DeepCapsShape((28, 28, 1), 10, decoder=(16, 64, 32, 16))
+    assert config.model_dump()["network"]["kind"] == "deepcaps"
 
 
 def test_the_documentation_is_up_to_date() -> None:

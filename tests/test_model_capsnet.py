@@ -77,6 +77,7 @@ def test_a_tap_changes_what_follows() -> None:
 
 
 def test_parameters_and_reconstruction() -> None:
+    torch.manual_seed(1)  # of some seeds, all of the decoder's seven hidden values are zero
     network = CapsNet(SMALL)
     names = {name: tuple(p.shape) for name, p in network.named_parameters() if not name.startswith("decoder")}
     assert names == {
