@@ -17,8 +17,10 @@ from hw.pe import PE
 from hw.requantizer import Requantizer
 from hw.softmax import SoftmaxUnit
 from hw.squash import SquashUnit
+from hw.system import System
 from hw.verilog import to_verilog
 from sim.runner import _verilator
+from tests.core_standin import CoreStandin
 
 # What remains is how Yosys writes Verilog.
 WAIVED = {
@@ -40,6 +42,8 @@ UNITS = {
     "squash": SquashUnit(PARAMETERS),
     "softmax": SoftmaxUnit(PARAMETERS),
     "redcane": Accelerator(PARAMETERS),
+    "system": System(CoreStandin(64, 128), 128),
+    "narrow_system": System(CoreStandin(32, 32), 32, burst=2, outstanding=2),
 }
 
 

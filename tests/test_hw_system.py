@@ -1,0 +1,177 @@
+"""The accelerator's surroundings in a system, with a small core in its place: DMA, registers, interrupt, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hw import registers
+from hw.isa import Target
+from hw.registers import Cause
+from hw.system import System, check_sizes
+from hw.verilog import to_verilog
+from model.errors import RedcaneError
+from sim.driver import packets
+from sim.runner import simulate
+from tests.core_standin import CoreStandin
+
+SEED = 5
+MEMORY = 1 << 17
+COMMANDS, WEIGHTS, RESULTS = 0x1C0, 0x8000, 0x18F80  # commands and results begin between two bursts
+
+
+def packet(target: Target, address: int, payload: list[int]) -> list[int]:
+    return [target << 28 | len(payload), address, *payload]
+
+
+class Traffic:
+    """Random commands for the stand-in, and the packets that they must give."""
+
+    def __init__(self, rng: np.random.Generator, memory: NDArray[np.uint8], word_bytes: int, rounds: int) -> None:
+        weights = memory[WEIGHTS:].view("<u4").astype(object)  # sums without a limit
+        self.beats: list[int] = []
+        self.wanted: list[tuple[int, bytes]] = []
+        for number in range(rounds):
+            echo = rng.integers(0, 2**32, rng.integers(0, 60)).tolist()
+            self.beats += packet(Target.ACTIVATIONS, number, echo)
+            self.wanted.append((number, np.array(echo, "<u4").tobytes()))
+            self.beats += packet(Target.START, int(rng.integers(0, 20)), [])
+            requests, got = [], []
+            for _ in range(rng.integers(1, 8)):
+                address, words = int(rng.integers(0, 256)) * word_bytes, int(rng.integers(0, 24))
+                requests += [address, words]
+                got += weights[address // 4 : address // 4 + words * word_bytes // 4].tolist()
+            self.beats += packet(Target.WEIGHTS, number, requests)
+            sums = [sum(got), sum((i + 1) * word for i, word in enumerate(got)), 0]
+            self.wanted.append((number, (np.array(sums, object) & 0xFFFFFFFF).astype("<u4").tobytes()))
+
+    def run(self, **changes: int) -> dict[str, int]:
+        return {
+            "commands_address": COMMANDS, "commands_beats": len(self.beats), "weights_base": WEIGHTS,
+            "results_address": RESULTS, "results_size": self.size,
+        } | changes  # fmt: skip
+
+    @property
+    def size(self) -> int:
+        """Bytes of the results."""
+        return sum(4 + len(payload) for _, payload in self.wanted)
+
+
+class Bench:
+    """A system of one size, its memory, and what came of the steps."""
+
+    def __init__(self, folder: Path, bus_bits: int, word_bytes: int, rounds: int, **sizes: int) -> None:
+        self.folder = folder
+        self.source = folder / "system.v"
+        self.source.write_text(to_verilog(System(CoreStandin(bus_bits, word_bytes), word_bytes, **sizes), "system"))
+        rng = np.random.default_rng(SEED)
+        self.memory = rng.integers(0, 256, MEMORY).astype(np.uint8)
+        self.traffic = Traffic(rng, self.memory, word_bytes, rounds)
+        beats = np.array(self.traffic.beats, "<u4").view(np.uint8)
+        self.memory[COMMANDS : COMMANDS + len(beats)] = beats
+
+    def steps(self, *steps: dict[str, Any], pauses: float) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """What each step told, and its results; nothing but the room for results may have changed."""
+        after, results = self.folder / "memory.npy", self.folder / "results.npz"
+        np.save(after, self.memory)
+        job = {"memory": str(after), "results": str(results), "steps": list(steps), "pauses": pauses, "seed": SEED}
+        told = simulate([self.source], "system", "tests.bench_system", job, SEED, self.folder)
+        changed = np.flatnonzero(np.load(after) != self.memory)
+        assert len(changed) and changed[0] >= RESULTS and changed[-1] < RESULTS + self.traffic.size
+        with np.load(results) as arrays:
+            return told["steps"], [arrays[name].tobytes() for name in arrays.files]
+
+
+@pytest.mark.parametrize(
+    ("bus_bits", "word_bytes", "sizes"),
+    [(32, 16, {"burst": 32, "outstanding": 3}), (128, 64, {"burst": 4, "outstanding": 5, "address_bits": 40})],
+)
+def test_everything_arrives_once_and_in_order(
+    tmp_path: Path, bus_bits: int, word_bytes: int, sizes: dict[str, int]
+) -> None:
+    bench = Bench(tmp_path, bus_bits, word_bytes, 12, **sizes)
+    traffic = bench.traffic
+    told, results = bench.steps({"run": traffic.run()}, {"run": traffic.run()}, pauses=0.4)
+    assert [packets(result) for result in results] == [traffic.wanted, traffic.wanted]
+    for step in told:
+        assert step["error"] is None
+        assert step["bytes_written"] >= traffic.size
+        assert step["bytes_read"] > 4 * len(traffic.beats)
+        assert 0 < step["weight_stalls"] < step["cycles"]
+        assert 0 < step["command_stalls"] < step["cycles"]
+
+
+def test_errors_are_told_and_reset_helps(tmp_path: Path) -> None:
+    """Each fault breaks its run off, and the run after the reset is right. So is one after a reset at any moment."""
+    bench = Bench(tmp_path, 64, 64, 5, burst=8, outstanding=4)
+    traffic = bench.traffic
+    good = {"run": traffic.run()}
+    faults: list[tuple[dict[str, Any], str]] = [
+        ({"run": traffic.run(), "fault": [COMMANDS + 0x100, COMMANDS + 0x108]}, f"{Cause.COMMANDS_READ.name} at 0x2c0"),
+        ({"run": traffic.run(), "fault": [WEIGHTS, RESULTS]}, Cause.WEIGHTS_READ.name),
+        ({"run": traffic.run(), "fault": [RESULTS + 0x80, RESULTS + 0x88]}, f"{Cause.RESULTS_WRITE.name} at 0x19000"),
+        ({"run": traffic.run(results_size=traffic.size - 4)}, Cause.RESULTS_OVERFLOW.name),
+    ]
+    steps: list[dict[str, Any]] = [good]
+    for step, _ in faults:
+        steps += [step, good]
+    for cycles in (1, 40, 333, 1000):
+        steps += [{"run": traffic.run(), "reset_after": cycles}, good]
+    told, results = bench.steps(*steps, pauses=0.2)
+    assert all(step["error"] is None for step in told[::2])
+    assert [packets(result) for result in results[::2]] == [traffic.wanted] * (len(steps) // 2 + 1)
+    for (_, message), step, result in zip(faults, told[1::2], results[1::2], strict=False):
+        assert message in step["error"]
+        assert len(result) <= traffic.size - 4
+
+
+def test_registers_are_what_their_page_says(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, 64, 64, 5, burst=8, outstanding=4)
+    addresses = dict.fromkeys(registers.BUS_ADDRESSES, 2**32 - 8)
+    masks = addresses | {"RESULTS_SIZE": 2**32 - 4, "COMMANDS_BEATS": 2**32 - 1, "IRQ_ENABLE": 3}
+    job = {"seed": SEED, "sizes": {"bus_bytes": 8, "address_bits": 32, "word_bytes": 64}, "masks": masks}
+    told = simulate([bench.source], "system", "tests.bench_registers", job, SEED, tmp_path)
+    assert told["registers"] == sum(register.words for register in registers.MAP)
+
+
+def test_the_page_of_the_registers() -> None:
+    page = Path(__file__).parent.parent / "docs" / "registers.md"
+    assert page.read_text() == registers.page(), "run `python -m hw.registers > docs/registers.md`"
+
+
+def test_no_two_registers_share_a_place() -> None:
+    places = [register.offset + 4 * i for register in registers.MAP for i in range(register.words)]
+    assert len(set(places)) == len(places)
+    assert max(places) < 1 << registers.ADDRESS_BITS
+    for register in registers.MAP:
+        assert register.offset % 4 == 0
+        taken = [field.low + i for field in register.fields for i in range(field.width)]
+        assert len(set(taken)) == len(taken) and all(bit < register.width for bit in taken)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((24, 16, 32, 16, 4), "a bus of 24 bits"),
+        ((256, 16, 32, 16, 4), "words of 16 bytes"),
+        ((32, 48, 32, 16, 4), "words of 48 bytes"),
+        ((32, 16, 65, 16, 4), "addresses of 65 bits"),
+        ((512, 64, 32, 128, 4), "from 2 to 64 beats"),
+        ((32, 16, 32, 12, 4), "4 bursts of 12 beats"),
+        ((32, 16, 32, 16, 1), "1 bursts"),
+        ((32, 16, 32, 1, 4), "4 bursts of 1 beats"),
+    ],
+)
+def test_sizes_that_cannot_be(sizes: tuple[int, int, int, int, int], message: str) -> None:
+    with pytest.raises(RedcaneError, match=message):
+        check_sizes(*sizes)
+
+
+def test_results_that_end_early() -> None:
+    assert packets(b"\x02\0\0\x07ab\0\0\0\0\0\x08") == [(7, b"ab"), (8, b"")]
+    with pytest.raises(RedcaneError, match="packet 0 of 2 bytes"):
+        packets(b"\x02\0\0\x07")
