@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.evolve_command import captured_weights
+from flows.operands import captured_weights
 from flows.synthesize import find_liberty
 from model.files import write_atomic
 from model.multipliers.characterize import characterize

@@ -78,9 +78,9 @@ def report(library: Library, liberty: Path, opensta: str | None, operands: Path 
 
     histogram, seen = None, "uniform operands"
     if operands is not None and opensta is not None:
-        from flows.profile_command import captured
+        from flows.operands import convolutions, histograms
 
-        added, subtracted = captured(operands, runs)
+        added, subtracted = convolutions(histograms(operands, runs))
         histogram, seen = added + subtracted, f"the operands of {operands}'s convolutions"
     sequence = operand_sequence(histogram)
     components = list(library.components.values())

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from model.errors import RedcaneError
 
@@ -62,6 +58,7 @@ def evolve_component(chosen: argparse.Namespace) -> None:
     """Evolve one component and add it to a library of the user's."""
     from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
+    from flows.operands import captured_weights
     from model.files import digest
     from model.multipliers.evolve import Limits
     from model.multipliers.evolved import Recipe, add, make
@@ -94,37 +91,3 @@ def evolve_component(chosen: argparse.Namespace) -> None:
     library = add(chosen.name, circuit, recipe.command())
     checkpoint.unlink(missing_ok=True)
     print(describe(library))
-
-
-def captured_weights(config_path: Path, operation: str, runs: Path, separately: bool) -> NDArray[np.int32]:
-    """How often the multipliers of an operation ("layer.operation") see each operand pair, int32 [256, 256] as [a, b].
-
-    The network of the run is trained first where it is not. `separately` takes the operands as independent. Raises
-    RedcaneError for an operation that the network does not have.
-    """
-    import torch
-
-    from flows.config import Config
-    from flows.run import Run
-    from flows.stages import bring_up
-    from model.capture import capture
-    from model.emulation import Emulator
-    from model.multipliers.evolve import pair_weights
-    from model.quantize import image_codes, quantize
-
-    config = Config.load(config_path)
-    run = Run(config, runs / config.name)
-    known = list(config.formats())
-    if operation not in known:
-        near = difflib.get_close_matches(operation[:80], known, 2, 0.4) or known
-        raise RedcaneError(f"no operation `{operation[:80]}` multiplies in this network: there is {' or '.join(near)}")
-    bring_up(run, "train")
-    images, settings = run.dataset.train.images, config.quantize
-    network = quantize(run.network(), torch.from_numpy(images[: settings.images]), config.formats(),
-                       align=settings.align)
-    sampled = image_codes(network, images[: config.assign.images])
-    found = capture(Emulator(network), sampled, seed=config.seed)
-    if operation not in found:
-        raise RedcaneError(f"{operation} never runs in this network: choose one of {', '.join(found)}")
-    counts = sum(found[operation].port_histogram(), np.zeros((256, 256), np.int64))
-    return pair_weights(counts.sum(axis=1), counts.sum(axis=0)) if separately else pair_weights(counts)

@@ -10,7 +10,8 @@ import pytest
 from model.errors import RedcaneError
 from model.multipliers.error_figures import EXACT, RANGE, error_figures
 from model.multipliers.library import load_library
-from model.multipliers.profile import error_profile, plot_profile, sample_errors
+from model.multipliers.profile import error_profile, sample_errors
+from model.multipliers.profile_plots import plot_noise, plot_operands, plot_profile
 
 TABLE = load_library("embedded").components["mul8u_exact"].table
 
@@ -69,3 +70,18 @@ def test_the_plot_is_the_same_every_time(tmp_path: Path) -> None:
         plot_profile("cut", errors, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.svg").read_text().count("MAC") >= 1
+
+
+def test_plots_of_operands_and_of_what_they_change(tmp_path: Path) -> None:
+    low = np.zeros((256, 256), np.int64)
+    low[:16, :4] = 9
+    seen = {"all": low, "one": low, "two": low, "never": 0 * low}
+    for name, last in (("a", low), ("b", low), ("c", low.T)):
+        plot_operands({**seen, "last": last}, tmp_path / f"{name}.svg")
+    same, again, exchanged = ((tmp_path / f"{name}.svg").read_bytes() for name in "abc")
+    assert same == again != exchanged
+    figures = [error_figures(table) for table in ((EXACT & ~0xFF).astype(np.uint16), TABLE)]
+    plot_noise(figures, {"one": figures}, tmp_path / "n.svg")
+    before = (tmp_path / "n.svg").read_bytes()
+    plot_noise(figures, {"one": figures[::-1]}, tmp_path / "n.svg")
+    assert (tmp_path / "n.svg").read_bytes() != before

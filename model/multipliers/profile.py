@@ -9,7 +9,6 @@ counted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -102,23 +101,3 @@ def error_profile(sums: NDArray[np.int64], terms: int) -> ErrorProfile:
     skew, kurtosis = float(stats.skew(sums)), float(stats.kurtosis(sums))
     return ErrorProfile(terms, samples, mean, deviation, skew, kurtosis, distance)
 
-
-def plot_profile(title: str, errors: dict[int, NDArray[np.int64]], path: Path) -> None:
-    """Fig. 6: the errors of sums of 1, 9 and 81 products and their Gaussian fits. Writes an SVG, the same bytes
-    always.
-    """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(errors), 3.2), layout="constrained")
-    for axes, (terms, sums) in zip(figure.subplots(1, len(errors), squeeze=False)[0], errors.items(), strict=True):
-        profile = error_profile(sums, terms)
-        axes.hist(sums, bins=80, density=True, color="#9cc4d8")
-        if profile.deviation > 0:
-            grid = np.linspace(sums.min(), sums.max(), 400)
-            axes.plot(grid, stats.norm.pdf(grid, profile.mean, profile.deviation), color="#b03a2e", linewidth=1)
-        axes.set_title(f"{title}, {terms} MAC{'s' if terms > 1 else ''}", fontsize=9)
-        axes.set_xlabel("error P' - P")
-        axes.set_yticks([])
-    with mpl.rc_context({"svg.hashsalt": "redcane"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
