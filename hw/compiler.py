@@ -19,7 +19,20 @@ from hw.isa import Opcode, Target
 from hw.parameters import MultiplierKind, Parameters
 from hw.program import Emission, Packet, Program, Region, to_bytes, vote_words, words32
 from model.errors import RedcaneError
-from model.qnetwork import Coding, Product, QClassCaps, QConv, QNetwork, QPrimaryCaps, Requantizer, Squash
+from model.qnetwork import (
+    Coding,
+    Product,
+    QAdd,
+    QClassCaps,
+    QConv,
+    QConvCaps,
+    QConvCaps3D,
+    QConvLayer,
+    QNetwork,
+    QPrimaryCaps,
+    Requantizer,
+    Squash,
+)
 
 MAX_PIXELS = 1024  # accumulators a column; larger outputs are computed in stripes of rows
 
@@ -46,11 +59,19 @@ class Compiler:
     def program(self) -> Program:
         """Compile. Raises RedcaneError for a network that this accelerator cannot hold."""
         network = self._network
-        borders = [0 if isinstance(layer, QClassCaps) else layer.conv.padding for layer in network.layers]
+        chain: list[QConvLayer | QPrimaryCaps | QClassCaps] = []
+        for layer in network.layers:
+            if isinstance(layer, QAdd | QConvCaps | QConvCaps3D) or layer.reads:
+                raise RedcaneError(
+                    f"{layer.name}: the accelerator computes convolutions, primary and class capsules, one after the "
+                    "other; of a DeepCaps there is no hardware yet, its stages go up to quantize"
+                )
+            chain.append(layer)
+        borders = [0 if isinstance(layer, QClassCaps) else layer.conv.padding for layer in chain]
         image = self._place(network.image, network.input, borders[0])
         self._emit("input", image)
         here = image
-        for layer, border in zip(network.layers, [*borders[1:], 0], strict=True):
+        for layer, border in zip(chain, [*borders[1:], 0], strict=True):
             if isinstance(layer, QClassCaps):
                 here = self._class_caps(layer, here)
                 continue

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.emulation import Emulator
 from model.emulation.terms import code_values, term_table
-from model.qnetwork import Product, QClassCaps, QConv, Table, terms
+from model.qnetwork import Product, QClassCaps, QConv, QConvCaps3D, Routed, Table, convolution_of, terms
 
 SUMS = 2**14  # sums sampled of each operation: their mean error is then known to 1/128 of its deviation
 PAIRS = 2**21  # and at most so many operand pairs, which for long sums is less
@@ -70,8 +70,8 @@ def capture(
     trace = {name: tensor.cpu().numpy() for name, tensor in emulator.run(images, observe).items()}
     rng = np.random.default_rng(seed)
     captures: dict[str, Capture] = {}
-    x = trace["input"]
-    for layer in emulator.network.layers:
+    for layer, sources in emulator.network.sources():
+        x = trace[sources[0]]
         for name, product in layer.products().items():
             key = f"{layer.name}.{name}"
             iterations = sorted(iteration for found, iteration in lows if found == key)
@@ -80,17 +80,22 @@ def capture(
             parts, spans = [], []
             for t in iterations:
                 count = max(1, min(sums, pairs // terms(layer, name)) // len(iterations))
-                if isinstance(layer, QClassCaps):
-                    parts.append(_routing_pairs(layer, name, t, trace, x, count, rng))
-                else:
-                    parts.append(_convolution_pairs(layer.conv, x, trace[key], count, rng))
+                operation, conv = convolution_of(layer)
+                if isinstance(layer, QClassCaps) and name == "votes":
+                    u = [trace[source].reshape(len(x), -1, layer.weights.shape[1]) for source in sources]
+                    parts.append(_vote_pairs(layer, np.concatenate(u, axis=1), count, rng))
+                elif isinstance(layer, Routed) and name != operation:
+                    parts.append(_routing_pairs(layer, name, t, trace, count, rng))
+                elif conv is not None:
+                    if isinstance(layer, QConvCaps3D):  # one image of every input type's capsules
+                        x = x.transpose(0, 3, 1, 2, 4).reshape(-1, *x.shape[1:3], x.shape[4])
+                    parts.append(_convolution_pairs(conv, x.reshape(*x.shape[:3], -1), count, rng))
                 span = highs[key, t] - lows[key, t]
                 if name == "agreement":
                     unit = product.requantizer.multiplier / 2.0**product.requantizer.shift
                     span = float(np.ptp(trace[f"{key}.{t}"])) / unit
                 spans.append(np.full(len(parts[-1]), max(span, 1.0)))
             captures[key] = Capture(product, np.concatenate(parts), np.concatenate(spans))
-        x = trace.get(f"{layer.name}.squash", trace.get(f"{layer.name}.mac", x))
     return captures
 
 
@@ -100,33 +105,36 @@ def _pairs(a: NDArray[np.int16], b: NDArray[np.int16]) -> Pairs:
     return joint.astype(np.uint16).reshape(len(joint), -1)
 
 
-def _convolution_pairs(
-    conv: QConv, x: NDArray[np.int16], out: NDArray[np.int16], count: int, rng: np.random.Generator
-) -> Pairs:
-    """Random sums of a convolution of codes x (N, H, W, C) whose output codes are `out` (N, H', W', Cout)."""
+def _convolution_pairs(conv: QConv, x: NDArray[np.int16], count: int, rng: np.random.Generator) -> Pairs:
+    """Random sums of a convolution of codes x (N, H, W, C)."""
     border = (conv.padding, conv.padding)
     x = np.pad(x, ((0, 0), border, border, (0, 0)), constant_values=conv.mac.a.zero_point)
-    _, kh, kw, _ = conv.weights.shape
-    n, y, column, channel = (rng.integers(0, size, count) for size in out.shape)
+    cout, kh, kw, _ = conv.weights.shape
+    height, width = ((size - k) // conv.stride + 1 for size, k in zip(x.shape[1:3], (kh, kw), strict=True))
+    n, y, column, channel = (rng.integers(0, size, count) for size in (len(x), height, width, cout))
     rows = (y * conv.stride)[:, None, None] + np.arange(kh)[:, None]
     columns = (column * conv.stride)[:, None, None] + np.arange(kw)
     return _pairs(x[n[:, None, None], rows, columns], conv.weights[channel])
 
 
+def _vote_pairs(layer: QClassCaps, u: NDArray[np.int16], count: int, rng: np.random.Generator) -> Pairs:
+    """Random sums of the votes of capsules u (N, I, Din)."""
+    inputs, _, classes, dim = layer.weights.shape
+    n, i, j, d = (rng.integers(0, size, count) for size in (len(u), inputs, classes, dim))
+    return _pairs(u[n, i], layer.weights[i, :, j, d])
+
+
 def _routing_pairs(
-    layer: QClassCaps,
-    name: str,
-    t: int,
-    trace: dict[str, NDArray],
-    u: NDArray[np.int16],
-    count: int,
-    rng: np.random.Generator,
+    layer: Routed, name: str, t: int, trace: dict[str, NDArray], count: int, rng: np.random.Generator
 ) -> Pairs:
-    """Random sums of the votes of capsules u (N, I, Din), or of a routing operation in iteration t."""
-    votes = trace[f"{layer.name}.votes"]
+    """Random sums of a routing operation in iteration t; positions, where there are any, count as images."""
+
+    def tensor(boundary: str, axes: int) -> NDArray:
+        found = trace[f"{layer.name}.{boundary}"]
+        return found.reshape(-1, *found.shape[found.ndim - axes :])
+
+    votes = tensor("votes", 3)
     n, i, j, d = (rng.integers(0, size, count) for size in votes.shape)
-    if name == "votes":
-        return _pairs(u[n, i], layer.weights[i, :, j, d])
     if name == "weighted_sum":
-        return _pairs(trace[f"{layer.name}.softmax.{t}"][n, j], votes[n, :, j, d])
-    return _pairs(trace[f"{layer.name}.squash.{t}"][n, j], votes[n, i, j])
+        return _pairs(tensor(f"softmax.{t}", 2)[n, j], votes[n, :, j, d])
+    return _pairs(tensor(f"squash.{t}", 2)[n, j], votes[n, i, j])

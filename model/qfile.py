@@ -7,6 +7,7 @@ docs/numerics.md, and no pickle is involved. Loads without torch.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,15 +25,22 @@ from model.qnetwork import (
     MAX_CAPSULE_DIM,
     MAX_CLASSES,
     SQUASH_ENTRIES,
+    Adder,
     Coding,
+    Layer,
     Product,
+    QAdd,
     QClassCaps,
     QConv,
+    QConvCaps,
+    QConvCaps3D,
     QConvLayer,
     QNetwork,
     QPrimaryCaps,
     Requantizer,
+    Routed,
     Squash,
+    convolution_of,
 )
 
 SCHEMA = 1
@@ -40,7 +48,7 @@ JSON_LIMIT, TENSORS_LIMIT = 2**20, 2**30  # bytes
 
 Tensors = dict[str, NDArray]
 Size = Annotated[int, Field(ge=1, le=2**16)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.]{0,63}$")]
 Component = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -55,17 +63,20 @@ class _Squash(_Strict):
     out: Coding
 
 
-class _Conv(_Strict):
-    kind: Literal["conv"] = "conv"
+class _Layer(_Strict):
     name: Name
+    reads: Annotated[list[Name], Field(max_length=2)] = []
+
+
+class _Conv(_Layer):
+    kind: Literal["conv"] = "conv"
     stride: Size
     padding: Annotated[int, Field(ge=0, le=2**10)]
     mac: Product
 
 
-class _Primary(_Strict):
-    kind: Literal["primary"] = "primary"
-    name: Name
+class _Primary(_Layer):
+    kind: Literal["primary", "convcaps"] = "primary"
     stride: Size
     padding: Annotated[int, Field(ge=0, le=2**10)]
     mac: Product
@@ -73,9 +84,7 @@ class _Primary(_Strict):
     squash: _Squash
 
 
-class _ClassCaps(_Strict):
-    kind: Literal["classcaps"] = "classcaps"
-    name: Name
+class _Routed(_Layer):
     votes: Product
     weighted_sum: Product
     agreement: Product
@@ -83,11 +92,30 @@ class _ClassCaps(_Strict):
     iterations: Annotated[int, Field(ge=1, le=64)]
 
 
+class _ConvCaps3D(_Routed):
+    kind: Literal["convcaps3d"] = "convcaps3d"
+    stride: Size
+    padding: Annotated[int, Field(ge=0, le=2**10)]
+    capsule_dim: Annotated[int, Field(ge=1, le=MAX_CAPSULE_DIM)]
+
+
+class _ClassCaps(_Routed):
+    kind: Literal["classcaps"] = "classcaps"
+
+
+class _Add(_Layer):
+    kind: Literal["add"] = "add"
+    adder: Adder
+
+
+_AnyLayer = Annotated[_Conv | _Primary | _ConvCaps3D | _Add | _ClassCaps, Field(discriminator="kind")]
+
+
 class _Network(_Strict):
     version: Literal[1] = Field(alias="schema")
     image: Annotated[list[Size], Field(min_length=3, max_length=3)]
     input: Coding
-    layers: Annotated[list[Annotated[_Conv | _Primary | _ClassCaps, Field(discriminator="kind")]], Field(min_length=1)]
+    layers: Annotated[list[_AnyLayer], Field(min_length=1)]
     components: list[Component]
 
 
@@ -97,16 +125,27 @@ def save(network: QNetwork, folder: Path) -> None:
     layers: list[dict[str, Any]] = []
     for layer in network.layers:
         record: dict[str, Any] = {"name": layer.name}
+        record |= {"reads": list(layer.reads)} if layer.reads else {}
         record |= {name: asdict(product) for name, product in layer.products().items()}
-        if isinstance(layer, QClassCaps):
-            record |= {"kind": "classcaps", "iterations": layer.iterations}
-            tensors |= {f"{layer.name}.weights": layer.weights, f"{layer.name}.exp": layer.exp_table}
-        else:
-            record |= {"kind": "conv", "stride": layer.conv.stride, "padding": layer.conv.padding}
-            tensors |= {f"{layer.name}.weights": layer.conv.weights, f"{layer.name}.bias": layer.conv.bias}
+        _, conv = convolution_of(layer)
+        if conv is not None:
+            record |= {"kind": "conv", "stride": conv.stride, "padding": conv.padding}
+            tensors |= {f"{layer.name}.weights": conv.weights, f"{layer.name}.bias": conv.bias}
         if isinstance(layer, QPrimaryCaps):
-            record |= {"kind": "primary", "capsule_dim": layer.capsule_dim}
-        if not isinstance(layer, QConvLayer):
+            record |= {"kind": "convcaps" if isinstance(layer, QConvCaps) else "primary"}
+        if isinstance(layer, QConvCaps3D):
+            record |= {"kind": "convcaps3d"}
+        if isinstance(layer, QPrimaryCaps | QConvCaps3D):
+            record |= {"capsule_dim": layer.capsule_dim}
+        if isinstance(layer, QClassCaps):
+            record |= {"kind": "classcaps"}
+            tensors[f"{layer.name}.weights"] = layer.weights
+        if isinstance(layer, Routed):
+            record |= {"iterations": layer.iterations}
+            tensors[f"{layer.name}.exp"] = layer.exp_table
+        if isinstance(layer, QAdd):
+            record |= {"kind": "add", "adder": asdict(layer.adder)}
+        elif not isinstance(layer, QConvLayer):
             record["squash"] = {"shift": layer.squash.shift, "out": asdict(layer.squash.out)}
             tensors[f"{layer.name}.squash"] = layer.squash.table
         layers.append(record)
@@ -171,50 +210,97 @@ def _assemble(record: _Network, tensors: Tensors) -> QNetwork:
 
     tables = {name: take(f"tables.{name}", np.uint16, (256, 256)) for name in record.components}
     _check_coding("input", record.input)
-    layers: list[QConvLayer | QPrimaryCaps | QClassCaps] = []
-    shape: tuple[int, ...] = tuple(record.image)  # (H, W, C), after the primary capsules (I, D)
-    coding = record.input
-    for raw in record.layers:
-        if raw.name in {layer.name for layer in layers}:
-            raise RedcaneError(f"there are two layers {raw.name}")
-        if isinstance(raw, _ClassCaps):
-            if len(shape) != 2 or raw is not record.layers[-1]:
-                raise RedcaneError(f"{raw.name}: class capsules come last, behind primary capsules")
-            unit = squash(raw.name, raw.squash)
-            _check_product(f"{raw.name}.votes", raw.votes, coding, raw.weighted_sum.b, tables)
-            _check_product(f"{raw.name}.weighted_sum", raw.weighted_sum, Coding("unsigned", 1 / 255), None, tables)
-            _check_product(f"{raw.name}.agreement", raw.agreement, unit.out, None, tables)
-            if raw.agreement.b != raw.votes.out:
-                raise RedcaneError(f"{raw.name}: agreement reads the votes in another coding than they have")
-            weights = codes(f"{raw.name}.weights", raw.votes.b, (*shape, None, None))
-            if weights.shape[2] > MAX_CLASSES or weights.shape[3] > MAX_CAPSULE_DIM:
-                raise RedcaneError(f"{raw.name}: more than {MAX_CLASSES} classes or {MAX_CAPSULE_DIM} dimensions")
-            exponentials = take(f"{raw.name}.exp", np.uint16, (EXP_ENTRIES,))
-            if exponentials.max() > 1023 or exponentials[0] != 1023:
-                raise RedcaneError(f"tensor {raw.name}.exp is no table of exponentials: 1023 first, none larger")
-            layers.append(QClassCaps(raw.name, weights, raw.votes, raw.weighted_sum, raw.agreement, exponentials, unit,
-                                     raw.iterations))  # fmt: skip
-            continue
-        if len(shape) != 3:
-            raise RedcaneError(f"{raw.name}: a convolution cannot follow capsules")
-        _check_product(f"{raw.name}.mac", raw.mac, coding, None, tables, relu=isinstance(raw, _Conv))
-        weights = codes(f"{raw.name}.weights", raw.mac.b, (None, None, None, shape[2]))
-        bias = take(f"{raw.name}.bias", np.int32, (len(weights),))
-        conv = QConv(weights, bias, raw.stride, raw.mac, raw.padding)
+    layers: list[Layer] = []
+    # what the layers make: (H, W, C), (I, D) of primary capsules or (H, W, types, dim) of those on a grid
+    made: dict[str, tuple[tuple[int, ...], Coding]] = {}
+    here: tuple[tuple[int, ...], Coding] = tuple(record.image), record.input
+
+    def convolution(
+        raw: _Conv | _Primary | _ConvCaps3D, mac: Product, shape: tuple[int, ...], channels: int
+    ) -> tuple[QConv, int, int]:
+        """The convolution of so many channels of (H, W, ...), and the height and width of its output."""
+        weights = codes(f"{raw.name}.weights", mac.b, (None, None, None, channels))
+        conv = QConv(weights, take(f"{raw.name}.bias", np.int32, (len(weights),)), raw.stride, mac, raw.padding)
         rows, columns = (
             (size + 2 * raw.padding - kernel) // raw.stride + 1
             for size, kernel in zip(shape, weights.shape[1:3], strict=False)
         )
         if rows < 1 or columns < 1:
             raise RedcaneError(f"{raw.name}: an input of {shape[0]}x{shape[1]} is too small for its kernel")
-        shape, coding = (rows, columns, len(weights)), raw.mac.out
-        if isinstance(raw, _Conv):
-            layers.append(QConvLayer(raw.name, conv))
-            continue
-        if raw.mac.out.kind != "signed" or len(weights) % raw.capsule_dim:
-            raise RedcaneError(f"{raw.name}: squash takes signed codes, whole capsules of {raw.capsule_dim} channels")
-        layers.append(QPrimaryCaps(raw.name, conv, raw.capsule_dim, squash(raw.name, raw.squash)))
-        shape, coding = (rows * columns * len(weights) // raw.capsule_dim, raw.capsule_dim), raw.squash.out
+        return conv, rows, columns
+
+    def routing(raw: _Routed, coding: Coding, classes: int, dim: int) -> tuple[NDArray[np.uint16], Squash]:
+        """Checks of votes (..., classes, dim) by capsules of this coding and their routing; its tables."""
+        unit = squash(raw.name, raw.squash)
+        _check_product(f"{raw.name}.votes", raw.votes, coding, raw.weighted_sum.b, tables)
+        _check_product(f"{raw.name}.weighted_sum", raw.weighted_sum, Coding("unsigned", 1 / 255), None, tables)
+        _check_product(f"{raw.name}.agreement", raw.agreement, unit.out, None, tables)
+        if raw.agreement.b != raw.votes.out:
+            raise RedcaneError(f"{raw.name}: agreement reads the votes in another coding than they have")
+        if classes > MAX_CLASSES or dim > MAX_CAPSULE_DIM:
+            raise RedcaneError(f"{raw.name}: more than {MAX_CLASSES} classes or {MAX_CAPSULE_DIM} dimensions")
+        exponentials = take(f"{raw.name}.exp", np.uint16, (EXP_ENTRIES,))
+        if exponentials.max() > 1023 or exponentials[0] != 1023:
+            raise RedcaneError(f"tensor {raw.name}.exp is no table of exponentials: 1023 first, none larger")
+        return exponentials, unit
+
+    for raw in record.layers:
+        name, reads = raw.name, tuple(raw.reads)
+        if name in made:
+            raise RedcaneError(f"there are two layers {name}")
+        unknown = [other for other in reads if other not in made]
+        if unknown:
+            raise RedcaneError(f"{name}: reads {unknown[0]}, which no layer before it is called")
+        sources = [made[other] for other in reads] or [here]
+        shape, coding = sources[0]
+        if len(sources) > 1 and not isinstance(raw, _Add | _ClassCaps):
+            raise RedcaneError(f"{name}: reads two layers, which only sums and class capsules do")
+        if isinstance(raw, _ClassCaps):
+            if any(len(s) not in (2, 4) or s[-1] != shape[-1] or c != coding for s, c in sources):
+                raise RedcaneError(f"{name}: class capsules stand behind primary or other capsules of one coding")
+            if raw is not record.layers[-1]:
+                raise RedcaneError(f"{name}: class capsules come last")
+            inputs = sum(math.prod(s) for s, _ in sources) // shape[-1]
+            matrices = codes(f"{name}.weights", raw.votes.b, (inputs, shape[-1], None, None))
+            exponentials, unit = routing(raw, coding, *matrices.shape[2:])
+            layers.append(QClassCaps(name, matrices, raw.votes, raw.weighted_sum, raw.agreement, exponentials, unit,
+                                     raw.iterations, reads))  # fmt: skip
+            shape, coding = matrices.shape[2:], unit.out
+        elif isinstance(raw, _Add):
+            if len(sources) != 2 or any(len(s) != 4 or s != shape for s, _ in sources):
+                raise RedcaneError(f"{name}: a sum reads two layers of capsules on one grid")
+            _check_adder(name, raw.adder, coding, sources[1][1])
+            layers.append(QAdd(name, raw.adder, reads))
+            coding = raw.adder.out
+        elif isinstance(raw, _ConvCaps3D):
+            if len(shape) != 4:
+                raise RedcaneError(f"{name}: its input is not capsules on a grid")
+            conv, rows, columns = convolution(raw, raw.votes, shape, shape[3])
+            out_types, rest = divmod(len(conv.weights), raw.capsule_dim)
+            if rest:
+                raise RedcaneError(f"{name}: votes are whole capsules of {raw.capsule_dim} channels")
+            exponentials, unit = routing(raw, coding, out_types, raw.capsule_dim)
+            layers.append(QConvCaps3D(name, conv, shape[2], raw.capsule_dim, raw.weighted_sum, raw.agreement,
+                                      exponentials, unit, raw.iterations, reads))  # fmt: skip
+            shape, coding = (rows, columns, out_types, raw.capsule_dim), unit.out
+        else:
+            if len(shape) == 2:
+                raise RedcaneError(f"{name}: a convolution cannot follow capsules that are on no grid")
+            _check_product(f"{name}.mac", raw.mac, coding, None, tables, relu=isinstance(raw, _Conv))
+            conv, rows, columns = convolution(raw, raw.mac, shape, math.prod(shape[2:]))
+            shape, coding = (rows, columns, len(conv.weights)), raw.mac.out
+            if isinstance(raw, _Conv):
+                layers.append(QConvLayer(name, conv, reads))
+            else:
+                types, rest = divmod(len(conv.weights), raw.capsule_dim)
+                if raw.mac.out.kind != "signed" or rest:
+                    raise RedcaneError(f"{name}: squash takes signed codes, whole capsules of {raw.capsule_dim}")
+                grid = raw.kind == "convcaps"
+                layers.append((QConvCaps if grid else QPrimaryCaps)(
+                    name, conv, raw.capsule_dim, squash(name, raw.squash), reads))  # fmt: skip
+                shape = (rows, columns, types, raw.capsule_dim) if grid else (rows * columns * types, raw.capsule_dim)
+                coding = raw.squash.out
+        here = made[name] = shape, coding
     if not isinstance(layers[-1], QClassCaps):
         raise RedcaneError("the last layer should be class capsules")
     if left:
@@ -230,6 +316,15 @@ def _check_coding(where: str, coding: Coding) -> None:
         raise RedcaneError(f"{where}: a scale of {coding.scale:g} or a zero point of {coding.zero_point} cannot be")
     if coding.kind != "affine" and coding.zero_point:
         raise RedcaneError(f"{where}: {coding.kind} codes have no zero point")
+
+
+def _check_adder(name: str, adder: Adder, a: Coding, b: Coding) -> None:
+    for coding in (adder.a, adder.b, adder.out):
+        _check_coding(name, coding)
+    if (adder.a, adder.b) != (a, b):
+        raise RedcaneError(f"{name}: its codings and those of its neighbours differ")
+    if not all(0 <= m < 2**16 for m in adder.multipliers) or not 1 <= adder.shift <= 16:
+        raise RedcaneError(f"{name}: an adder of {adder.multipliers} >> {adder.shift} is out of range")
 
 
 def _check_product(

@@ -132,6 +132,32 @@ class Squash:
         return cls(np.floor(gain * 2.0**shift + 0.5).astype(np.uint16), shift, out)
 
 
+@dataclass(frozen=True)
+class Adder:
+    """q = clamp((((qa - za) * ma + (qb - zb) * mb + 2**(shift-1)) >> shift) + z): the sum of values of two codings."""
+
+    a: Coding
+    b: Coding
+    out: Coding
+    multipliers: tuple[int, int]  # below 2**16
+    shift: int
+
+    @classmethod
+    def for_codings(cls, a: Coding, b: Coding, out: Coding) -> Adder:
+        """The adder with the largest shift <= 16 whose multipliers fit 16 bits (docs/numerics.md, Sums of capsules)."""
+        ratios = a.scale / out.scale, b.scale / out.scale
+        shift = min(16, int(np.floor(np.log2(65535 / max(ratios)))))
+        if shift < 1:
+            raise RedcaneError(f"sum: scales of {a.scale:g} and {b.scale:g} against {out.scale:g} are out of range")
+        ma, mb = (int(np.floor(ratio * 2.0**shift + 0.5)) for ratio in ratios)
+        return cls(a, b, out, (ma, mb), shift)
+
+    def __call__(self, a: Codes, b: Codes) -> Codes:
+        (ma, mb), half = self.multipliers, 1 << (self.shift - 1)
+        wide = (a.astype(np.int64) - self.a.zero_point) * ma + (b.astype(np.int64) - self.b.zero_point) * mb
+        return np.clip(((wide + half) >> self.shift) + self.out.zero_point, self.out.lo, self.out.hi).astype(np.int16)
+
+
 def squash_index(n: NDArray[np.int64]) -> NDArray[np.int64]:
     """The table index of a sum of squares 0 <= n < 2**20: n itself below 32, then 5 mantissa bits."""
     exponent = np.floor(np.log2(np.maximum(n, 1))).astype(np.int64)
@@ -167,6 +193,12 @@ class QConv:
 class QConvLayer:
     name: str
     conv: QConv
+    reads: tuple[str, ...] = ()  # of every layer: names of the layers whose outputs it reads; none for the one before
+
+    @property
+    def output(self) -> str:
+        """Of every layer: the boundary (docs/numerics.md) that is its output."""
+        return f"{self.name}.mac"
 
     def products(self) -> dict[str, Product]:
         return {"mac": self.conv.mac}
@@ -183,12 +215,72 @@ class QPrimaryCaps:
     conv: QConv
     capsule_dim: int
     squash: Squash
+    reads: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        return f"{self.name}.squash"
 
     def products(self) -> dict[str, Product]:
         return {"mac": self.conv.mac}
 
     def with_products(self, products: dict[str, Product]) -> QPrimaryCaps:
         return replace(self, conv=replace(self.conv, mac=products["mac"]))
+
+
+@dataclass(frozen=True)
+class QConvCaps(QPrimaryCaps):
+    """The same, of DeepCaps: the capsules stay on their grid (H, W, types, dim), for other layers of that kind."""
+
+
+@dataclass(frozen=True)
+class QConvCaps3D:
+    """Capsules on a grid whose types vote with one shared kernel, and dynamic routing at every position."""
+
+    name: str
+    conv: QConv  # of one input type's capsules: Cin = Din, Cout = J * D; no bias; its product is that of the votes
+    in_types: int  # I
+    capsule_dim: int  # D
+    weighted_sum: Product
+    agreement: Product
+    exp_table: NDArray[np.uint16]  # (256,)
+    squash: Squash
+    iterations: int
+    reads: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        return f"{self.name}.squash.{self.iterations}"
+
+    def products(self) -> dict[str, Product]:
+        return {"votes": self.conv.mac, "weighted_sum": self.weighted_sum, "agreement": self.agreement}
+
+    def with_products(self, products: dict[str, Product]) -> QConvCaps3D:
+        return replace(
+            self,
+            conv=replace(self.conv, mac=products["votes"]),
+            weighted_sum=products["weighted_sum"],
+            agreement=products["agreement"],
+        )
+
+
+@dataclass(frozen=True)
+class QAdd:
+    """The sum of two tensors on a grid, each with a scale of its own; it needs no multiplier of the array."""
+
+    name: str
+    adder: Adder
+    reads: tuple[str, ...]  # two
+
+    @property
+    def output(self) -> str:
+        return f"{self.name}.add"
+
+    def products(self) -> dict[str, Product]:
+        return {}
+
+    def with_products(self, products: dict[str, Product]) -> QAdd:
+        return self
 
 
 @dataclass(frozen=True)
@@ -203,6 +295,11 @@ class QClassCaps:
     exp_table: NDArray[np.uint16]  # (256,)
     squash: Squash
     iterations: int
+    reads: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        return f"{self.name}.squash.{self.iterations}"
 
     def products(self) -> dict[str, Product]:
         return {"votes": self.votes, "weighted_sum": self.weighted_sum, "agreement": self.agreement}
@@ -216,7 +313,8 @@ class QClassCaps:
         )
 
 
-Layer = QConvLayer | QPrimaryCaps | QClassCaps
+Layer = QConvLayer | QPrimaryCaps | QConvCaps3D | QAdd | QClassCaps
+Routed = QConvCaps3D | QClassCaps
 
 
 @dataclass(frozen=True)
@@ -229,6 +327,13 @@ class QNetwork:
     input: Coding
     layers: tuple[Layer, ...]
     tables: dict[str, Table] = field(repr=False)
+
+    def sources(self) -> Iterator[tuple[Layer, tuple[str, ...]]]:
+        """Every layer, in the order of execution, with the boundaries that it reads."""
+        before, outputs = "input", dict[str, str]()
+        for layer in self.layers:
+            yield layer, tuple(outputs[name] for name in layer.reads) or (before,)
+            before = outputs[layer.name] = layer.output
 
     def products(self) -> Iterator[tuple[str, Product, int]]:
         """Every (key "layer.operation", product, number of terms of one sum)."""
@@ -264,7 +369,8 @@ class QNetwork:
     def check(self) -> None:
         """Refuse a network whose sums could leave 32 bits or whose operations disagree about a tensor."""
         for layer in self.layers:
-            bias = int(np.abs(layer.conv.bias.astype(np.int64)).max()) if not isinstance(layer, QClassCaps) else 0
+            _, conv = convolution_of(layer)
+            bias = int(np.abs(conv.bias.astype(np.int64)).max()) if conv else 0
             for name, product in layer.products().items():
                 bound = bias + terms(layer, name) * product.term_bound(self.tables[product.component])
                 if bound >= 2**31:
@@ -272,10 +378,17 @@ class QNetwork:
                         f"{layer.name}.{name}: {terms(layer, name)} products of {product.component} can overflow the "
                         "32-bit accumulator; split the sum or choose a multiplier with smaller products"
                     )
-            if isinstance(layer, QClassCaps) and layer.weighted_sum.format != layer.agreement.format:
+            if isinstance(layer, Routed) and layer.weighted_sum.format != layer.agreement.format:
                 raise RedcaneError(
                     f"{layer.name}: weighted_sum and agreement read the same votes and must share a format"
                 )
+
+
+def convolution_of(layer: Layer) -> tuple[str, QConv | None]:
+    """The convolution in a layer, if there is one, and the name of its operation."""
+    if isinstance(layer, QConvCaps3D):
+        return "votes", layer.conv
+    return "mac", None if isinstance(layer, QAdd | QClassCaps) else layer.conv
 
 
 def terms(layer: Layer, operation: str) -> int:
@@ -283,4 +396,8 @@ def terms(layer: Layer, operation: str) -> int:
     if isinstance(layer, QClassCaps):
         inputs, dim_in, _, dim_out = layer.weights.shape
         return {"votes": dim_in, "weighted_sum": inputs, "agreement": dim_out}[operation]
-    return int(np.prod(layer.conv.weights.shape[1:]))
+    if isinstance(layer, QConvCaps3D) and operation != "votes":
+        return {"weighted_sum": layer.in_types, "agreement": layer.capsule_dim}[operation]
+    _, conv = convolution_of(layer)
+    assert conv is not None, f"{layer.name} multiplies nothing"
+    return int(np.prod(conv.weights.shape[1:]))

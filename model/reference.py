@@ -12,10 +12,14 @@ from model.qnetwork import (
     Codes,
     Coding,
     Product,
+    QAdd,
     QClassCaps,
     QConv,
+    QConvCaps,
+    QConvCaps3D,
     QNetwork,
     QPrimaryCaps,
+    Routed,
     Squash,
     Table,
     squash_index,
@@ -41,7 +45,8 @@ def magnitude(coding: Coding, codes: Codes, align: int) -> NDArray[np.int64]:
 
 
 def convolution(conv: QConv, table: Table, x: Codes) -> NDArray[np.int64]:
-    """Accumulators (H', W', Cout) of codes x (H, W, Cin)."""
+    """Accumulators (H', W', Cout) of codes x (H, W, Cin), or of capsules (H, W, types, dim)."""
+    x = x.reshape(*x.shape[:2], -1) if x.ndim == 4 else x
     cout, kh, kw, cin = conv.weights.shape
     if x.ndim != 3 or x.shape[2] != cin:
         raise RedcaneError(f"convolution: an input of shape (H, W, {cin}) is wanted, got {x.shape}")
@@ -65,38 +70,48 @@ def squash(unit: Squash, q: Codes) -> Codes:
 
 
 def softmax(exp_table: NDArray[np.uint16], b: Codes) -> Codes:
-    """Coupling coefficients (J, I) of logits (J, I): over the output capsules j, axis 0."""
-    e = exp_table[b.max(axis=0, keepdims=True) - b].astype(np.int64)
-    r = (COUPLING_ONE << 16) // e.sum(axis=0, keepdims=True)
+    """Coupling coefficients (..., J, I) of logits (..., J, I): over the output capsules j."""
+    e = exp_table[b.max(axis=-2, keepdims=True) - b].astype(np.int64)
+    r = (COUPLING_ONE << 16) // e.sum(axis=-2, keepdims=True)
     return ((e * r + (1 << 15)) >> 16).astype(np.int16)
 
 
-def routing(layer: QClassCaps, tables: dict[str, Table], votes: Codes, trace: Trace) -> Codes:
-    """Dynamic routing of votes (I, J, D) to output capsules (J, D); every step is put into `trace`."""
-    inputs, classes, _ = votes.shape
-    b = np.zeros((classes, inputs), np.int16)
+def routing(layer: Routed, tables: dict[str, Table], votes: Codes, trace: Trace) -> Codes:
+    """Dynamic routing of votes (..., I, J, D) to output capsules (..., J, D); every step is put into `trace`."""
+    *places, inputs, classes, _ = votes.shape
+    b = np.zeros((*places, classes, inputs), np.int16)
     v = np.zeros(0, np.int16)
     for t in range(1, layer.iterations + 1):
         k = softmax(layer.exp_table, b)
-        terms = products(layer.weighted_sum, tables[layer.weighted_sum.component], k.T[:, :, None], votes)
-        s = layer.weighted_sum.requantizer(terms.sum(axis=0))
+        terms = products(layer.weighted_sum, tables[layer.weighted_sum.component], k.swapaxes(-1, -2)[..., None], votes)
+        s = layer.weighted_sum.requantizer(terms.sum(axis=-3))
         v = squash(layer.squash, s)
         trace |= {f"{layer.name}.softmax.{t}": k, f"{layer.name}.weighted_sum.{t}": s, f"{layer.name}.squash.{t}": v}
         if t < layer.iterations:
-            terms = products(layer.agreement, tables[layer.agreement.component], v[None], votes)
-            agreement = layer.agreement.requantizer(terms.sum(axis=2)).T
+            terms = products(layer.agreement, tables[layer.agreement.component], v[..., None, :, :], votes)
+            agreement = layer.agreement.requantizer(terms.sum(axis=-1)).swapaxes(-1, -2)
             b = np.clip(b + agreement, -127, 127).astype(np.int16)
             trace[f"{layer.name}.agreement.{t}"] = b
     return v
 
 
-def class_capsules(layer: QClassCaps, tables: dict[str, Table], u: Codes, trace: Trace) -> Codes:
-    """Votes of capsules u (I, Din), however they are laid out, then routing: (J, D)."""
-    u = u.reshape(layer.weights.shape[:2])
+def conv_capsules_3d(layer: QConvCaps3D, tables: dict[str, Table], u: Codes, trace: Trace) -> None:
+    """Votes of capsules u (H, W, I, Din), type by type, then routing at each of the H * W positions."""
+    table = tables[layer.conv.mac.component]
+    sums = np.stack([convolution(layer.conv, table, u[:, :, i]) for i in range(layer.in_types)], axis=2)
+    out_types = len(layer.conv.weights) // layer.capsule_dim
+    votes = layer.conv.mac.requantizer(sums).reshape(-1, layer.in_types, out_types, layer.capsule_dim)
+    trace[f"{layer.name}.votes"] = votes
+    routing(layer, tables, votes, trace)
+
+
+def class_capsules(layer: QClassCaps, tables: dict[str, Table], tensors: list[Codes], trace: Trace) -> None:
+    """Votes of capsules, however they are laid out, those of one tensor after those of the other, then routing."""
+    u = np.concatenate([u.reshape(-1) for u in tensors]).reshape(layer.weights.shape[:2])
     terms = products(layer.votes, tables[layer.votes.component], u[:, :, None, None], layer.weights)
     votes = layer.votes.requantizer(terms.sum(axis=1))
     trace[f"{layer.name}.votes"] = votes
-    return routing(layer, tables, votes, trace)
+    routing(layer, tables, votes, trace)
 
 
 def run(network: QNetwork, image: Codes) -> Trace:
@@ -107,17 +122,23 @@ def run(network: QNetwork, image: Codes) -> Trace:
     if image.shape != network.image:
         raise RedcaneError(f"the network takes images of {network.image} (height, width, channels), got {image.shape}")
     trace: Trace = {"input": image}
-    x, coding = image, network.input
-    for layer in network.layers:
+    for layer, sources in network.sources():
+        x = [trace[source] for source in sources]
         if isinstance(layer, QClassCaps):
-            x, coding = class_capsules(layer, network.tables, x, trace), layer.squash.out
-            continue
-        conv = layer.conv
-        x, coding = conv.mac.requantizer(convolution(conv, network.tables[conv.mac.component], x)), conv.mac.out
-        trace[f"{layer.name}.mac"] = x
-        if isinstance(layer, QPrimaryCaps):
-            x, coding = squash(layer.squash, x.reshape(-1, layer.capsule_dim)), layer.squash.out
-            trace[f"{layer.name}.squash"] = x
-    lengths = ((x.astype(np.int64) - coding.zero_point) ** 2).sum(axis=-1)
+            class_capsules(layer, network.tables, x, trace)
+        elif isinstance(layer, QConvCaps3D):
+            conv_capsules_3d(layer, network.tables, x[0], trace)
+        elif isinstance(layer, QAdd):
+            trace[f"{layer.name}.add"] = layer.adder(x[0], x[1].reshape(x[0].shape))
+        else:
+            conv = layer.conv
+            maps = conv.mac.requantizer(convolution(conv, network.tables[conv.mac.component], x[0]))
+            trace[f"{layer.name}.mac"] = maps
+            if isinstance(layer, QPrimaryCaps):
+                grid = maps.shape[:2] if isinstance(layer, QConvCaps) else ()
+                trace[f"{layer.name}.squash"] = squash(layer.squash, maps.reshape(*grid, -1, layer.capsule_dim))
+    last = network.layers[-1]
+    assert isinstance(last, QClassCaps)  # nothing else makes classes
+    lengths = ((trace[last.output].astype(np.int64) - last.squash.out.zero_point) ** 2).sum(axis=-1)
     trace["class"] = np.array(lengths.argmax())
     return trace

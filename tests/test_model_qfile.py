@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
+from random_deepcaps import deepcaps
 from random_networks import networks
 from test_model_quantize import images, network
 
@@ -32,8 +33,8 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-@given(networks())
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(networks() | deepcaps())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_there_and_back(tmp_path: Path, made: QNetwork) -> None:
     save(made, tmp_path / "qmodel")
     assert same(asdict(load(tmp_path / "qmodel")), asdict(made))

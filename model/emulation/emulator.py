@@ -22,10 +22,16 @@ from model.emulation.terms import term_table
 from model.errors import RedcaneError
 from model.qnetwork import (
     COUPLING_ONE,
+    Adder,
+    QAdd,
     QClassCaps,
+    QConvCaps,
+    QConvCaps3D,
     QNetwork,
     QPrimaryCaps,
+    Routed,
     Squash,
+    convolution_of,
     squash_intervals,
 )
 
@@ -83,32 +89,57 @@ class Emulator:
     def _run(self, images: Tensor, observe: Observer | None) -> dict[str, Tensor]:
         trace = {"input": images}
         seen = observe or (lambda key, iteration, accumulators: None)
-        x, coding = images, self.network.input
-        for layer in self.network.layers:
+        for layer, sources in self.network.sources():
+            x = [trace[source] for source in sources]
             if isinstance(layer, QClassCaps):
-                x, coding = self._class_capsules(layer, x, trace, seen), layer.squash.out
-                continue
-            key = f"{layer.name}.mac"
-            accumulators = self._sums.convolution(key, layer.conv, x)
-            seen(key, 0, accumulators)
-            x, coding = self._sums.requantize(layer.conv.mac.requantizer, accumulators), layer.conv.mac.out
-            trace[key] = x
-            if isinstance(layer, QPrimaryCaps):
-                x, coding = squash(layer.squash, x.reshape(len(x), -1, layer.capsule_dim)), layer.squash.out
-                trace[f"{layer.name}.squash"] = x
-        trace["class"] = ((x.long() - coding.zero_point) ** 2).sum(dim=-1).argmax(dim=-1)
+                capsules = [u.reshape(len(u), -1, layer.weights.shape[1]) for u in x]
+                self._class_capsules(layer, torch.cat(capsules, dim=1), trace, seen)
+            elif isinstance(layer, QConvCaps3D):
+                self._conv_capsules_3d(layer, x[0], trace, seen)
+            elif isinstance(layer, QAdd):
+                trace[f"{layer.name}.add"] = add(layer.adder, x[0], x[1].reshape(x[0].shape))
+            else:
+                key = f"{layer.name}.mac"
+                accumulators = self._sums.convolution(key, layer.conv, x[0].flatten(3))
+                seen(key, 0, accumulators)
+                maps = trace[key] = self._sums.requantize(layer.conv.mac.requantizer, accumulators)
+                if isinstance(layer, QPrimaryCaps):
+                    grid = maps.shape[1:3] if isinstance(layer, QConvCaps) else ()
+                    s = maps.reshape(len(maps), *grid, -1, layer.capsule_dim)
+                    trace[f"{layer.name}.squash"] = squash(layer.squash, s)
+        last = self.network.layers[-1]
+        assert isinstance(last, QClassCaps)  # nothing else makes classes
+        v = trace[last.output].long() - last.squash.out.zero_point
+        trace["class"] = (v**2).sum(dim=-1).argmax(dim=-1)
         return trace
 
-    def _class_capsules(self, layer: QClassCaps, u: Tensor, trace: dict[str, Tensor], seen: Observer) -> Tensor:
-        """Capsules u (N, I, Din) -> class capsules (N, J, D) of the last iteration."""
-        name = layer.name
+    def _conv_capsules_3d(self, layer: QConvCaps3D, u: Tensor, trace: dict[str, Tensor], seen: Observer) -> None:
+        """Capsules u (N, H, W, I, Din): votes (N, H * W, I, J, D), routed at every position as if it were an image."""
+        n, height, width, inputs, _ = u.shape
+        key = f"{layer.name}.votes"
+        by_type = u.permute(0, 3, 1, 2, 4).reshape(n * inputs, height, width, -1)
+        accumulators = self._sums.convolution(key, layer.conv, by_type)  # (N * I, H, W, J * D)
+        accumulators = accumulators.view(n, inputs, height * width, -1).transpose(1, 2).contiguous()
+        seen(key, 0, accumulators)
+        votes = self._sums.requantize(layer.conv.mac.requantizer, accumulators)
+        votes = trace[key] = votes.view(n, height * width, inputs, -1, layer.capsule_dim)
+        found: dict[str, Tensor] = {}
+        self._route(layer, votes.flatten(0, 1), found, seen)
+        trace |= {name: tensor.unflatten(0, (n, height * width)) for name, tensor in found.items()}
+
+    def _class_capsules(self, layer: QClassCaps, u: Tensor, trace: dict[str, Tensor], seen: Observer) -> None:
+        """Capsules u (N, I, Din) -> class capsules (N, J, D) of every iteration."""
         accumulators = self._sums.votes(layer, u)
-        seen(f"{name}.votes", 0, accumulators)
-        votes = trace[f"{name}.votes"] = self._sums.requantize(layer.votes.requantizer, accumulators)  # (N, I, J, D)
+        seen(f"{layer.name}.votes", 0, accumulators)
+        votes = trace[f"{layer.name}.votes"] = self._sums.requantize(layer.votes.requantizer, accumulators)
+        self._route(layer, votes, trace, seen)
+
+    def _route(self, layer: Routed, votes: Tensor, trace: dict[str, Tensor], seen: Observer) -> None:
+        """Dynamic routing of votes (N, I, J, D)."""
+        name = layer.name
         n, inputs, classes, _ = votes.shape
         b = votes.new_zeros(n, classes, inputs)
         weighted_sum, agreement = self._sums.routing(layer, votes)
-        v = votes[:, 0]
         for t in range(1, layer.iterations + 1):
             k = trace[f"{name}.softmax.{t}"] = softmax(layer, b)
             accumulators = weighted_sum(k)  # (N, J, D)
@@ -120,7 +151,14 @@ class Emulator:
                 seen(f"{name}.agreement", t, accumulators)
                 change = self._sums.requantize(layer.agreement.requantizer, accumulators).mT
                 b = trace[f"{name}.agreement.{t}"] = (b + change).clamp(-127, 127)
-        return v
+
+
+def add(adder: Adder, a: Tensor, b: Tensor) -> Tensor:
+    """The sum of two tensors of codes, each of its own scale."""
+    ma, mb = adder.multipliers
+    wide = (a.int() - adder.a.zero_point) * ma + (b.int() - adder.b.zero_point) * mb
+    q = ((wide + (1 << (adder.shift - 1))) >> adder.shift) + adder.out.zero_point
+    return q.clamp(adder.out.lo, adder.out.hi).short()
 
 
 def squash(unit: Squash, q: Tensor) -> Tensor:
@@ -134,7 +172,7 @@ def squash(unit: Squash, q: Tensor) -> Tensor:
     return (v + unit.out.zero_point).clamp(unit.out.lo, unit.out.hi).short()
 
 
-def softmax(layer: QClassCaps, b: Tensor) -> Tensor:
+def softmax(layer: Routed, b: Tensor) -> Tensor:
     """Coupling coefficients (N, J, I) of logits (N, J, I), over j."""
     table = torch.from_numpy(layer.exp_table.astype(np.int64)).to(b.device)
     e = table[(b.amax(dim=1, keepdim=True) - b).int()]
@@ -144,17 +182,20 @@ def softmax(layer: QClassCaps, b: Tensor) -> Tensor:
 
 def image_bytes(network: QNetwork) -> int:
     """Bytes that one image takes at its most: the largest layer's inputs, sums and intermediate values."""
-    height, width, channels = network.image
-    most = 0
-    for layer in network.layers:
+    most, grids = 0, {"input": network.image}
+    for layer, sources in network.sources():
         if isinstance(layer, QClassCaps):
             inputs, _, classes, dim = layer.weights.shape
             most = max(most, 24 * inputs * classes * dim)  # codes, rows, indices, terms, 64-bit sums
             continue
-        cout, kh, kw, _ = layer.conv.weights.shape
-        x = 8 * (height + 2 * layer.conv.padding) * (width + 2 * layer.conv.padding) * channels
-        height = (height + 2 * layer.conv.padding - kh) // layer.conv.stride + 1
-        width = (width + 2 * layer.conv.padding - kw) // layer.conv.stride + 1
-        channels = cout
-        most = max(most, x + 24 * height * width * channels)
+        height, width, channels = grids[sources[0]]
+        images, (_, conv) = 1, convolution_of(layer)
+        if conv is not None:
+            x = 8 * (height + 2 * conv.padding) * (width + 2 * conv.padding) * channels
+            channels, kh, kw, _ = conv.weights.shape
+            height = (height + 2 * conv.padding - kh) // conv.stride + 1
+            width = (width + 2 * conv.padding - kw) // conv.stride + 1
+            images = layer.in_types if isinstance(layer, QConvCaps3D) else 1
+            most = max(most, x + 24 * images * height * width * channels)
+        grids[layer.output] = height, width, channels
     return most

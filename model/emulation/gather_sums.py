@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from model.qnetwork import QClassCaps, QConv, Requantizer
+from model.qnetwork import QClassCaps, QConv, Requantizer, Routed
 
 SUMMED_AT_ONCE = 2**18  # accumulators that a gather works on together: 1 MiB stays in a core's cache
 
@@ -33,7 +33,7 @@ class GatherSums:
         """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din)."""
         return capsule_votes(layer, self._terms[f"{layer.name}.votes"], u)
 
-    def routing(self, layer: QClassCaps, votes: Tensor) -> Routing:
+    def routing(self, layer: Routed, votes: Tensor) -> Routing:
         """The two sums over the codes of votes (N, I, J, D)."""
         row = (votes.int() & 255) << 8  # of the votes in either transposed term table
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.emulation.gather_sums import Routing
 from model.emulation.lookup import Bytes, Plan, Shape, column_sums, compile_plan, requantize, sums
-from model.qnetwork import QClassCaps, QConv, QNetwork, Requantizer
+from model.qnetwork import QClassCaps, QConv, QNetwork, Requantizer, Routed, convolution_of
 
 _VECTOR = 64  # lanes: rows of weights begin at multiples
 
@@ -33,9 +33,9 @@ class KernelSums:
                 inputs, dim_in, *out = layer.weights.shape
                 weights, bias = layer.weights.reshape(inputs, dim_in, -1), np.zeros(np.prod(out), np.int32)
                 self._prepare(f"{layer.name}.votes", weights, bias)
-            else:
-                weights = layer.conv.weights.reshape(len(layer.conv.weights), -1).T[None]
-                self._prepare(f"{layer.name}.mac", weights, layer.conv.bias)
+            name, conv = convolution_of(layer)
+            if conv is not None:
+                self._prepare(f"{layer.name}.{name}", conv.weights.reshape(len(conv.weights), -1).T[None], conv.bias)
 
     def _prepare(self, key: str, weights: NDArray[np.int16], bias: NDArray[np.int32]) -> None:
         """Lay out weights (groups, terms, lanes) for the kernel, and add what they contribute to the bias (lanes,)."""
@@ -82,7 +82,7 @@ class KernelSums:
         self._sums(self._plans[key], shape, _bytes(u), np.arange(n) * (inputs * dim_in), weights, init, out)
         return torch.from_numpy(out)
 
-    def routing(self, layer: QClassCaps, votes: Tensor) -> Routing:
+    def routing(self, layer: Routed, votes: Tensor) -> Routing:
         """The two sums over the codes of votes (N, I, J, D), as groups of a single row: one of each image and class."""
         n, inputs, classes, dim = votes.shape
         weighing, agreeing = (self._plans[f"{layer.name}.{name}"] for name in ("weighted_sum", "agreement"))

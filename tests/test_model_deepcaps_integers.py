@@ -1,0 +1,120 @@
+"""The integers of a DeepCaps: the reference against docs/numerics.md in loops, the emulation against the reference."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from random_deepcaps import deepcaps
+from random_networks import image_codes
+
+from model import reference
+from model.emulation import Emulator
+from model.emulation.lookup import best_level
+from model.qnetwork import Adder, Coding, Product, QConvCaps, QConvCaps3D, QNetwork
+
+ENGINES = ["torch", *([best_level()] if best_level() else [])]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@given(deepcaps(), st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=40, deadline=None, phases=[Phase.generate])
+def test_the_emulation_equals_the_reference(engine: str, network: QNetwork, seed: int, tiled: bool) -> None:
+    images = image_codes(np.random.default_rng(seed), network, 3)
+    trace = Emulator(network, memory=1 if tiled else 2**26, engine=engine).run(images)
+    for n, image in enumerate(images):
+        wanted = reference.run(network, image)
+        assert list(wanted) == list(trace)
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(trace[name][n].numpy(), value, err_msg=name)
+
+
+def term(p: Product, table: np.ndarray, a: int, b: int) -> int:
+    if p.format == "affine":
+        za, zb = p.a.zero_point, p.b.zero_point
+        return int(table[a, b]) - zb * a - za * b + za * zb
+    ma = abs(a) << p.align if p.a.kind == "signed" else a
+    mb = abs(b) << p.align if p.b.kind == "signed" else b
+    return int(table[ma, mb]) * (-1 if (a < 0) ^ (b < 0) else 1)
+
+
+@given(deepcaps(), st.integers(0, 2**32 - 1))
+@settings(max_examples=15, deadline=None, phases=[Phase.generate])
+def test_the_new_layers_are_what_the_page_says(network: QNetwork, seed: int) -> None:
+    trace = reference.run(network, image_codes(np.random.default_rng(seed), network, 1)[0])
+    layers = {layer.name: (layer, [trace[name] for name in sources]) for layer, sources in network.sources()}
+    conv1, (x,) = layers["cell1.conv1"]
+    assert isinstance(conv1, QConvCaps)
+    maps = trace["cell1.conv1.mac"]
+    height, width, channels = maps.shape
+    assert (height, width) == (-(-network.image[0] // 2), -(-network.image[1] // 2))
+    mac, table = conv1.conv.mac, network.tables[conv1.conv.mac.component]
+    for y, column, c in itertools.product(range(height), range(width), range(channels)):
+        acc = int(conv1.conv.bias[c])
+        for dy, dx, i in itertools.product(range(3), range(3), range(x.shape[2])):
+            row, place = 2 * y + dy - 1, 2 * column + dx - 1
+            inside = 0 <= row < x.shape[0] and 0 <= place < x.shape[1]
+            code = int(x[row, place, i]) if inside else mac.a.zero_point
+            acc += term(mac, table, code, int(conv1.conv.weights[c, dy, dx, i]))
+        assert maps[y, column, c] == mac.requantizer(np.array(acc))
+    assert trace["cell1.conv1.squash"].shape == (height, width, channels // conv1.capsule_dim, conv1.capsule_dim)
+
+    skip, (u,) = layers["cell2.skip"]
+    assert isinstance(skip, QConvCaps3D)
+    votes, dim = trace["cell2.skip.votes"], skip.capsule_dim
+    mac, table = skip.conv.mac, network.tables[skip.conv.mac.component]
+    height, width = u.shape[:2]
+    for (y, column), i, j, d in itertools.product(
+        np.ndindex(height, width), range(skip.in_types), range(votes.shape[2]), range(dim)
+    ):
+        acc = int(skip.conv.bias[j * dim + d])
+        for dy, dx, e in itertools.product(range(3), range(3), range(u.shape[3])):
+            row, place = y + dy - 1, column + dx - 1
+            inside = 0 <= row < height and 0 <= place < width
+            code = int(u[row, place, i, e]) if inside else mac.a.zero_point
+            acc += term(mac, table, code, int(skip.conv.weights[j * dim + d, dy, dx, e]))
+        assert votes[y * width + column, i, j, d] == mac.requantizer(np.array(acc))
+    for place in range(height * width):  # every position is routed by itself
+        alone: reference.Trace = {}
+        v = reference.routing(skip, network.tables, votes[place], alone)
+        np.testing.assert_array_equal(trace[skip.output][place], v)
+        for name, value in alone.items():
+            np.testing.assert_array_equal(trace[name][place], value)
+
+    classes, (deep, shallow) = layers["classcaps"]
+    assert len(deep.reshape(-1, dim)) + len(shallow.reshape(-1, dim)) == trace["classcaps.votes"].shape[0]
+    first = reference.products(
+        classes.votes,  # type: ignore[union-attr]  # the class capsules
+        network.tables[classes.votes.component],  # type: ignore[union-attr]
+        deep.reshape(-1, dim)[0][:, None, None],
+        classes.weights[0],  # type: ignore[union-attr]
+    )
+    np.testing.assert_array_equal(trace["classcaps.votes"][0], classes.votes.requantizer(first.sum(axis=0)))  # type: ignore[union-attr]
+
+
+scales = st.floats(2.0**-12, 2.0**-4)
+
+
+def codings(kind: str) -> st.SearchStrategy[Coding]:
+    return st.builds(Coding, st.just(kind), scales, st.integers(0, 255) if kind == "affine" else st.just(0))
+
+
+@given(codings("signed"), codings("signed") | codings("affine"), codings("signed") | codings("affine"),
+       st.integers(0, 2**32 - 1))  # fmt: skip
+@settings(max_examples=200, deadline=None, phases=[Phase.generate])
+def test_a_sum_is_that_of_the_values(a: Coding, b: Coding, out: Coding, seed: int) -> None:
+    adder = Adder.for_codings(a, b, out)
+    assert max(adder.multipliers) < 2**16 and 1 <= adder.shift <= 16
+    random = np.random.default_rng(seed)
+    x, y = (random.integers(c.lo, c.hi + 1, 64).astype(np.int16) for c in (a, b))
+    q = adder(x, y)
+    exact = (a.decode(x) + b.decode(y)) / out.scale + out.zero_point
+    slack = 0.5 + (np.abs(x - a.zero_point) + np.abs(y - b.zero_point)) / 2.0 ** (adder.shift + 1) + 1e-9
+    assert (np.abs(q - np.clip(exact, out.lo, out.hi)) <= slack).all()
+    for qa, qb, got in zip(x.tolist(), y.tolist(), q.tolist(), strict=True):
+        wide = (qa - a.zero_point) * adder.multipliers[0] + (qb - b.zero_point) * adder.multipliers[1]
+        wanted = ((wide + 2 ** (adder.shift - 1)) >> adder.shift) + out.zero_point
+        assert got == min(max(wanted, out.lo), out.hi) and abs(wide) < 2**31
