@@ -25,8 +25,9 @@ class BurstReader(wiring.Component):
 
     A burst is asked for only when the queue has room for all of it, so the memory never waits: `r.ready` is always 1,
     and several readers can share a bus, whatever the order of their data. Up to `burst` * `outstanding` beats are
-    under way, which hides as many cycles of latency. Bursts end at multiples of `burst` beats, a power of two that
-    divides 4 KiB, so none crosses that boundary.
+    under way or in the queue; as room comes free burst by burst, a latency of up to (`outstanding` - 1) * `burst` - 4
+    cycles, from the address to the first beat, costs no bandwidth. Bursts end at multiples of `burst` beats, a power
+    of two that divides 4 KiB, so none crosses that boundary.
 
     With `halt` no further burst begins. A response other than OKAY raises `failed`, which stays until reset, with the
     `failed_beat` (first of the burst) and the `failed_response`; no beat from there on is handed out. `pending` says

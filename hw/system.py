@@ -39,8 +39,8 @@ class System(wiring.Component):
     `core` has the ports of `hw.accelerator.Accelerator`: the streams s_axis, m_axis, w_request and w_axis, and `busy`.
     From the cycle after it took a START until its last result has been handed over, `busy` is high or
     `s_axis_tready` low. `word_bytes` are the bytes of a word of weights (rows x columns). Bursts have up to `burst`
-    beats (a power of two, at most 4 KiB); up to `burst` * `outstanding` beats of weights are under way, so a memory
-    that answers within as many cycles costs no bandwidth.
+    beats (a power of two, at most 4 KiB); up to `burst` * `outstanding` beats of weights are under way, see
+    `hw.axi_read.BurstReader` for the latency that they hide.
 
     Weights and commands come by bursts of different IDs, whose data may be interleaved.
 
@@ -48,7 +48,7 @@ class System(wiring.Component):
     """
 
     def __init__(
-        self, core: wiring.Component, word_bytes: int, address_bits: int = 32, burst: int = 16, outstanding: int = 4
+        self, core: wiring.Component, word_bytes: int, address_bits: int = 32, burst: int = 16, outstanding: int = 8
     ) -> None:
         bus_bits = Shape.cast(core.signature.members["w_axis_tdata"].shape).width
         bus_bytes = bus_bits // 8

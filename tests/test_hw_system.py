@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from hw.registers import Cause
 from hw.system import System, check_sizes
 from hw.verilog import to_verilog
 from model.errors import RedcaneError
-from sim.driver import packets
-from sim.runner import simulate
+from sim.driver import Run, packets
+from sim.runner import BenchFailed, simulate
+from sim.system import SYSTEM, simulate_runs
 from tests.core_standin import CoreStandin
 
 SEED = 5
@@ -64,10 +66,12 @@ class Traffic:
 class Bench:
     """A system of one size, its memory, and what came of the steps."""
 
-    def __init__(self, folder: Path, bus_bits: int, word_bytes: int, rounds: int, **sizes: int) -> None:
+    def __init__(
+        self, folder: Path, bus_bits: int, word_bytes: int, rounds: int, name: str = "system", **sizes: int
+    ) -> None:
         self.folder = folder
         self.source = folder / "system.v"
-        self.source.write_text(to_verilog(System(CoreStandin(bus_bits, word_bytes), word_bytes, **sizes), "system"))
+        self.source.write_text(to_verilog(System(CoreStandin(bus_bits, word_bytes), word_bytes, **sizes), name))
         rng = np.random.default_rng(SEED)
         self.memory = rng.integers(0, 256, MEMORY).astype(np.uint8)
         self.traffic = Traffic(rng, self.memory, word_bytes, rounds)
@@ -151,6 +155,32 @@ def test_no_two_registers_share_a_place() -> None:
         assert register.offset % 4 == 0
         taken = [field.low + i for field in register.fields for i in range(field.width)]
         assert len(set(taken)) == len(taken) and all(bit < register.width for bit in taken)
+
+
+def test_latency_is_hidden_and_a_fast_memory_gives_the_same(tmp_path: Path) -> None:
+    """On the memory of sim.system: random requests with everything held back at random, then one long request at a
+    latency that the bursts under way cover; and memory that is not there.
+    """
+    bench = Bench(tmp_path, 64, 64, 8, name=SYSTEM, burst=8, outstanding=4)
+    traffic, latency, words = bench.traffic, 3 * 8 - 4, 512
+    run = Run(**traffic.run())
+    long = np.array(packet(Target.WEIGHTS, 0, [0, words]), "<u4").view(np.uint8)
+    long_run = dataclasses.replace(run, commands_address=MEMORY, commands_beats=len(long) // 4, weights_base=0)
+    memory = {0: bench.memory, MEMORY: long}
+    sources: dict[str, Any] = {"sources": [bench.source], "memory": memory, "bus_bits": 64, "seed": SEED}
+    held = simulate_runs(runs=[run, run], latency=9, hold=0.4, **sources)
+    assert [outcome.packets for outcome in held] == [traffic.wanted, traffic.wanted]
+
+    [fast] = simulate_runs(runs=[long_run], latency=latency, **sources)
+    weights = bench.memory[: 64 * words].view("<u4").astype(object)
+    assert fast.packets[0][1][:4] == (sum(weights) & 0xFFFFFFFF).to_bytes(4, "little")
+    assert fast.counters["bytes_read"] == 64 * words + 8 * -(-len(long) // 8)
+    assert fast.counters["weight_stalls"] < latency + 8  # before the first beat, then never
+    assert fast.counters["cycles"] < 8 * words + 4 * (latency + 20)
+
+    lost = dataclasses.replace(run, weights_base=1 << 20)
+    with pytest.raises(BenchFailed, match=r"WEIGHTS_READ at 0x1.* \(response 3\)"):
+        simulate_runs(runs=[lost], latency=latency, **sources)
 
 
 @pytest.mark.parametrize(

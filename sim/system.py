@@ -1,0 +1,75 @@
+"""Runs of the accelerator in a system: memory content and register settings in, result packets and counters out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from amaranth.utils import ceil_log2
+from numpy.typing import NDArray
+
+from sim.driver import Run, packets
+from sim.runner import simulate
+
+SYSTEM = "redcane_system"  # the Verilog module of hw.system.System
+_BENCH = [Path(__file__).parent / name for name in ("system_bench.v", "axi_memory.v")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind: packets as (tag, payload), and the counters of the registers."""
+
+    packets: list[tuple[int, bytes]]
+    counters: dict[str, int]
+    seconds: float  # of processor time, for the simulation of this run
+
+
+def simulate_runs(
+    sources: Sequence[Path],
+    memory: Mapping[int, NDArray[np.uint8]],
+    runs: Sequence[Run],
+    *,
+    bus_bits: int,
+    address_bits: int = 32,
+    latency: int = 40,
+    hold: float = 0.0,
+    seed: int = 0,
+    timeout_cycles: int = 10_000_000,
+    isolate_modules: Sequence[str] = (),
+    folder: Path | None = None,
+    done: Path | None = None,
+) -> list[Outcome]:
+    """Do `runs`, one after the other, on the system in `sources` (module `redcane_system`) and a memory that holds the
+    bytes `memory` at their addresses.
+
+    The memory answers after `latency` cycles, and each of its channels holds back in the share `hold` of all cycles
+    (0 to 1, at random from `seed`). `done` is a file that grows by one byte a run.
+
+    Raises sim.runner.BenchFailed when a run breaks off, ends in no interrupt within `timeout_cycles`, or breaks the
+    protocol of AXI4; RedcaneError when a tool is missing or the sources do not compile.
+    """
+    width = bus_bits // 8
+    end = max([address + len(content) for address, content in memory.items()]
+              + [run.results_address + run.results_size for run in runs])  # fmt: skip
+    words = 1 << ceil_log2(-(-end // width))
+    with tempfile.TemporaryDirectory(prefix="redcane-system-") as scratch:
+        files = {name: str(Path(scratch, name)) for name in ("memory.npz", "results.npz", "done")}
+        np.savez(files["memory.npz"], **{str(address): content for address, content in memory.items()})  # type: ignore[arg-type]
+        job = {
+            "memory": files["memory.npz"], "results": files["results.npz"], "done": str(done or files["done"]),
+            "runs": [asdict(run) for run in runs], "latency": latency, "hold": min(255, round(256 * hold)),
+            "timeout_cycles": timeout_cycles,
+        }  # fmt: skip
+        sizes = [f"-GBITS={bus_bits}", f"-GADDRESS={address_bits}", f"-GWORDS={words}"]
+        work = folder or Path(scratch, "run")
+        told = simulate([*sources, *_BENCH], "system_bench", "sim.bench_system", job, seed, work,
+                        isolate_modules=isolate_modules, build_args=sizes)  # fmt: skip
+        with np.load(files["results.npz"], allow_pickle=False) as arrays:
+            results = [arrays[name].tobytes() for name in arrays.files]
+    return [
+        Outcome(packets(result), {name: value for name, value in run.items() if name != "seconds"}, run["seconds"])
+        for result, run in zip(results, told["runs"], strict=True)
+    ]
