@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
 import zipfile
 from pathlib import Path
@@ -66,6 +67,43 @@ def test_archives_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tar(tmp_path / "many.tar.gz", {f"{i}": b"" for i in range(5)})
     with pytest.raises(RedcaneError, match="more than 2 files"):
         unpack(tmp_path / "many.tar.gz", out)
+
+
+def test_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evoapprox, "ARCHIVE_LIMIT", 2**20)
+    beside = tar(tmp_path / "beside.tar.gz", {"lib/other": bytes(2**22), GOOD: MULTIPLIER})
+    with tarfile.open(tmp_path / "name.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as packed:
+        packed.addfile(tarfile.TarInfo("lib/" + "x" * 2**21))  # a name that tarfile would hold in memory
+    for bomb in (beside, tmp_path / "name.tar.gz"):
+        assert bomb.stat().st_size < 2**16
+        with pytest.raises(RedcaneError, match="more than 1 MiB when it is unpacked"):
+            unpack(bomb, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zip"])
+def test_a_damaged_archive_is_told_in_one_sentence(kind: str, tmp_path: Path) -> None:
+    whole = tmp_path / f"whole.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.writestr(GOOD, MULTIPLIER * 20)
+    else:
+        with tarfile.open(whole, f"w:{kind}") as packed_tar:  # type: ignore[call-overload]  # a mode made of parts
+            info = tarfile.TarInfo(GOOD)
+            info.size = 20 * len(MULTIPLIER)
+            packed_tar.addfile(info, io.BytesIO(MULTIPLIER * 20))
+    content, rng = whole.read_bytes(), random.Random(kind)
+    told: list[str] = []
+    for index in range(60):
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(damaged))] ^= rng.randrange(1, 256)
+        (tmp_path / "damaged").write_bytes(damaged[: rng.randrange(len(damaged))] if index % 3 == 0 else damaged)
+        out = tmp_path / f"{index}"
+        out.mkdir()
+        try:
+            unpack(tmp_path / "damaged", out)
+        except RedcaneError as problem:
+            told.append(str(problem))
+    assert len(told) > 20 and "\n" not in "".join(told)
 
 
 def test_another_release_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,15 @@ def test_nothing_is_added_when_anything_is_wrong(release: Path, home: Path) -> N
     assert list(load_library("evoapprox").components) == ["mul8u_AAA", "mul8u_BBB", "mul8u_CCC"]
 
 
+def test_a_constant_is_taken_only_where_its_header_says_its_error(tmp_path: Path) -> None:
+    (tmp_path / "none.v").write_text(circuit("none", "16'd7"))
+    with pytest.raises(RedcaneError, match=r"none\.v: its product is always 7, whatever the operands"):
+        import_folder(tmp_path, "mine")
+    assert "mine" not in library_names()
+    (tmp_path / "none.v").write_text(circuit("none", "16'd0", 0.0))
+    assert import_folder(tmp_path, "mine").get("none").figures.ep_percent > 99
+
+
 def test_one_name_for_two_circuits_is_refused(release: Path, home: Path) -> None:
     other = release / "multiplers" / "8x8_unsigned" / "pareto_pwr_wce" / "mul8u_BBB.v"
     other.write_text(circuit("mul8u_BBB", "A * (B & 8'he0)", 0.2))

@@ -94,6 +94,10 @@ BAD = {
     "large": (" " * (netlist.MOST_VERILOG_BYTES + 1), "larger than"),
     "zero byte": (f"{HEAD} assign O = A * B; endmodule\0", "zero byte"),
     "asserts": (f"{HEAD} assign O = A * B; always @* assert(A != 3); endmodule", "unknown function|Yosys stopped"),
+    "recursion of two": (f"{HEAD} n u(A, B, O); endmodule {HEAD.replace('m(', 'n(')} m u(A, B, O); endmodule",
+                         "recursive"),
+    "a bus too wide": (f"{HEAD} wire [1000000000:0] w = {{1000000001{{A[0]}}}}; assign O = w[17:2]; endmodule",
+                       "memory"),
     "recursion": (f"{HEAD} m u(A, B, O); endmodule", "Yosys stopped|several|one module"),
 }
 

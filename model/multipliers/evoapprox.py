@@ -7,13 +7,17 @@ packed anew now and then, and the same name is another circuit in another releas
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from platformdirs import user_cache_dir
 
@@ -123,6 +127,8 @@ def unpack(archive: Path, folder: Path) -> None:
         ValueError,
         NotImplementedError,
         RuntimeError,
+        zlib.error,
+        lzma.LZMAError,
     ) as bad:
         raise RedcaneError(f"{archive}: not a whole tar or zip archive ({' '.join(str(bad).split())[:100]})") from None
     if not count:
@@ -139,7 +145,9 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     with packed.open(info) as stream:
                         yield info.filename, stream
         return
-    with tarfile.open(archive) as packed_tar:
+    with _unpacked(archive) as whole, tarfile.open(
+        fileobj=cast(IO[bytes], _Bounded(whole, archive)), mode="r|"  # it reads, and nothing else
+    ) as packed_tar:
         for number, member in enumerate(packed_tar):
             _bound(archive, number)
             if member.isfile():
@@ -147,6 +155,31 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 if found is not None:
                     with closing(found):
                         yield member.name, found
+
+
+def _unpacked(archive: Path) -> IO[bytes]:
+    """The bytes of a tar archive, whatever it is compressed with."""
+    with archive.open("rb") as stream:
+        start = stream.read(6)
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if start.startswith(magic):
+            return cast(IO[bytes], opener(archive, "rb"))
+    return archive.open("rb")
+
+
+class _Bounded:
+    """A stream that ends with RedcaneError after ARCHIVE_LIMIT bytes: tarfile would skip or hold whatever is there."""
+
+    def __init__(self, stream: IO[bytes], archive: Path) -> None:
+        self._stream, self._archive, self._left = stream, archive, ARCHIVE_LIMIT
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise RedcaneError(f"{self._archive}: more than {ARCHIVE_LIMIT >> 20} MiB when it is unpacked: not "
+                               "EvoApproxLib v1.0")  # fmt: skip
+        return content
 
 
 def _bound(archive: Path, number: int) -> None:

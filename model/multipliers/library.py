@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -146,10 +147,14 @@ def import_folder(path: Path, name: str = "evoapprox") -> Library:
     A checkout of EvoApproxLib v1.0 gives the circuits below its `8x8_unsigned`, any other folder all of its `*.v`;
     `*_pdk45.v`, the same circuits in library cells, are passed over, and copies of a circuit count once. The published
     power, area, delay and errors come from the files' headers. Raises RedcaneError, and adds nothing, where a file is
-    not an unsigned 8 x 8 multiplier or two circuits bear one name.
+    not an unsigned 8 x 8 multiplier, a product is constant and no header says its error, or two circuits bear one name.
     """
     check_name(name)
     circuits = circuits_in(path)
+    for circuit, found in zip(circuits, extract_many(circuits), strict=True):
+        if np.ptp(found.table) == 0 and not _PUBLISHED.search(circuit.verilog):  # EvoApproxLib's 199Z is meant to be 0
+            raise RedcaneError(f"{path}: {circuit.label}: its product is always {found.table[0, 0]}, whatever the "
+                               "operands: mend it, or leave it out")
     with replace_folder(libraries_folder() / name) as folder:
         write_library(folder, name, circuits, {c.label: f"imported from {c.label}" for c in circuits})
     return load_library(name)

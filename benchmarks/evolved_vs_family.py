@@ -1,0 +1,89 @@
+"""What the evolved library saves in a network against the truncated and broken-array multipliers of ariths-gen.
+
+    python benchmarks/evolved_vs_family.py [--config configs/digits.yaml] [--runs DIR]
+
+The same trained network, resilience analysis, budget of accuracy and method of selection with either library. Energies
+are measured by `redcane library characterize` with the operands of the network's convolutions, for both alike; without
+OpenSTA or Liberty file the table says what was compared in their place. Needs `pip install 'redcane[library-tools]'`.
+Results are kept beside this file as evolved_vs_family.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from flows.characterize_command import report
+from flows.config import Config
+from flows.run import Run
+from flows.stages import bring_up
+from flows.synthesize import find_liberty
+from flows.tables import table
+from model.files import write_atomic
+from model.multipliers import family
+from model.multipliers.library import costs_path, libraries_folder, load_library
+from model.opensta import find_opensta
+
+LIBRARIES = ("ariths-gen", "embedded")
+
+
+def outcome(config_path: Path, library: str, runs: Path) -> dict[str, Any]:
+    """What the selection from a library came to; the analysed network is that of `runs`/analysed."""
+    config = Config.load(config_path, {"assign.library": library})
+    shared = Run(config, runs / "analysed" / config.name)
+    bring_up(shared, "analyze")
+    run = Run(config, runs / library / config.name)
+    shutil.copytree(shared.folder, run.folder, dirs_exist_ok=True)
+    bring_up(run, "quantize")
+    chosen = run.read("selection.json", "choices", "cost")
+    measured = run.read("accuracy.json", "float", "assigned")
+    spent = sum(choice["cost"] for choice in chosen["choices"])
+    return {
+        "library": library,
+        "components": len(run.library.components),
+        "compared_by": chosen["cost"],
+        "spent_per_inference": spent,
+        "saved": 1 - spent / (spent + sum(choice["saved"] for choice in chosen["choices"])),
+        "assignment": {choice["operation"]: choice["component"] for choice in chosen["choices"]},
+        "accuracy": {name: measured[name] for name in ("float", "assigned")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("configs/digits.yaml"))
+    parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "redcane-evolved-vs-family")
+    parser.add_argument("--liberty", metavar="FILE", help="default: that of Debian's package qflow-tech-osu018")
+    chosen = parser.parse_args()
+    liberty, rows = find_liberty(chosen.liberty), []
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["REDCANE_HOME"] = home  # the user's libraries and their costs stay as they are
+        family.write(libraries_folder() / LIBRARIES[0])
+        for name in LIBRARIES:
+            if liberty:
+                _, measured = report(load_library(name), liberty, find_opensta(), chosen.config,
+                                        chosen.runs / "analysed")  # fmt: skip
+                measured.save(costs_path(name))
+            rows.append(outcome(chosen.config, name, chosen.runs))
+    theirs, ours = rows
+    if theirs["compared_by"] != ours["compared_by"]:
+        raise SystemExit(f"different costs cannot be compared: {theirs['compared_by']}, {ours['compared_by']}")
+    print(f"compared by {ours['compared_by']}\n")
+    print(table(("library", "components", "spent an inference", "saved", "selection accuracy", "test accuracy"),
+                [(row["library"], row["components"], f"{row['spent_per_inference']:.4g}", f"{100 * row['saved']:.1f} %",
+                  *(f"{100 * row['accuracy']['assigned'][split]:.2f} %" for split in ("selection", "test")))
+                 for row in rows]))  # fmt: skip
+    ratio = ours["spent_per_inference"] / theirs["spent_per_inference"]
+    print(f"\nwith the evolved multipliers the network needs {ratio:.3f} times what it needs with ariths-gen's, and "
+          f"saves {ours['saved'] / theirs['saved']:.2f} times as much")
+    result = {"config": chosen.config.name, "ratio_spent": ratio, "rows": rows}
+    write_atomic(Path(__file__).with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
