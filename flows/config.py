@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # they bring torch, which a configuration can do without
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
-NumberFormat = Literal["sign-magnitude", "affine"]
+NumberFormat = Literal["sign-magnitude", "affine", "twos-complement"]
 Dataset = Literal["digits", "mnist", "fashion-mnist", "cifar-10", "svhn"]
 Side = Literal[4, 8, 16, 32, 64]
 
@@ -81,7 +81,11 @@ class Analyze(Section):
 class Quantize(Section):
     """From float to 8-bit codes (docs/numerics.md)."""
 
-    format: NumberFormat = Field("sign-magnitude", description="number format of every operation")
+    format: NumberFormat = Field(
+        "sign-magnitude",
+        description="number format of every operation: `sign-magnitude`, `affine`, or "
+        "`twos-complement` for signed multipliers",
+    )
     formats: dict[str, NumberFormat] = Field(
         {},
         description="other formats for single operations, such as "

@@ -25,7 +25,7 @@ from model.emulation import Emulator
 from model.files import digest, write_atomic
 from model.operations import operations
 from model.qfile import save
-from model.qnetwork import Format, QNetwork
+from model.qnetwork import Format, QNetwork, takes_signed
 from model.quantize import image_codes, quantize
 from model.resilience import Resilience, analyze
 from model.resilience_plots import plot_groups, plot_layers
@@ -76,9 +76,13 @@ def _analyze(run: Run, scratch: Path, about: Json) -> None:
 
 def _quantized(run: Run, formats: dict[str, Format]) -> QNetwork:
     """The 8-bit network with exact multipliers, calibrated on training images."""
-    settings, exact = run.config.quantize, run.library.exact
+    settings, library = run.config.quantize, run.library
     images = torch.from_numpy(run.dataset.train.images[: settings.images])
-    return quantize(run.network(), images, formats, exact.name, exact.table, settings.align)
+    exact = {key: library.exact_of(takes_signed(number_format)) for key, number_format in formats.items()}
+    return quantize(run.network(), images, formats, settings.align).with_components(
+        {key: component.name for key, component in exact.items()},
+        {component.name: component.table for component in exact.values()},
+    )
 
 
 def _integer_accuracy(network: QNetwork, split: Split) -> float:

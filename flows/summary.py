@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flows.run import Run
 from flows.tables import table
-from model.qnetwork import QNetwork
+from model.qnetwork import Format, QNetwork, takes_signed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +74,8 @@ class Facts:
             if operation.group not in self.resilience.groups:  # no noise was injected there
                 continue
             product = products.get(operation.key)
-            noise = self.selection["figures"][operation.key][product.component] if product else {}
+            # none where assignment.yaml was given a format afterwards that takes other multipliers
+            noise = self.selection["figures"][operation.key].get(product.component, {}) if product else {}
             rows.append(
                 OperationFacts(
                     operation.key,
@@ -92,10 +93,15 @@ class Facts:
 
     @cached_property
     def components(self) -> list[Multiplier]:
-        """The exact multiplier and those in use, in the library's order."""
+        """The exact multipliers and those in use, in the library's order."""
         library = self.run.library
-        used = {library.exact.name, *(row.multiplier for row in self.operations)}
+        rows = [row for row in self.operations if row.multiplier]
+        used = {*(self.exact(row).name for row in rows), *(row.multiplier for row in rows)}
         return [component for name, component in library.components.items() if name in used]
+
+    def exact(self, row: OperationFacts) -> Multiplier:
+        """The exact multiplier that an operation's assigned one stands for."""
+        return self.run.library.exact_of(takes_signed(cast(Format, row.format)))
 
     @cached_property
     def saved(self) -> float:
@@ -103,7 +109,7 @@ class Facts:
         library = self.run.library
         rows = [row for row in self.operations if row.multiplier]
         spent = sum(row.multiplications * library.cost(str(row.multiplier)) for row in rows)
-        full = sum(row.multiplications * library.cost(library.exact) for row in rows)
+        full = sum(row.multiplications * library.cost(self.exact(row)) for row in rows)
         return 1 - spent / full
 
     @property

@@ -32,7 +32,7 @@ class Array(wiring.Component):
 
         sums[c] = sum_r T[a_r, b_rc] - zb * sum_r a_r + za * (n * zb - sum_r b_rc)      over the n valid rows r
 
-    They vanish for za = zb = 0, which is how a sign-magnitude job turns them off. Without `parameters.affine`, `za`
+    They vanish for za = zb = 0, which is how a job in another format turns them off. Without `parameters.affine`, `za`
     and `zb` are not read and the logic is not there.
 
     The PEs are `Instance("pe")`: the netlist needs the module `pe`, made of `hw.pe.PE(parameters.kinds)`.

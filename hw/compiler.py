@@ -193,6 +193,7 @@ class Compiler:
                     Opcode.SOFTMAX,
                     {
                         "first": int(t == 1),
+                        "narrow": int(layer.weighted_sum.a.hi == 127),
                         "table": exp_table,
                         "classes": classes,
                         "inputs": inputs,

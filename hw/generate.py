@@ -17,6 +17,7 @@ from hw.pe import PE
 from hw.program import Program
 from hw.verilog import to_verilog
 from model.errors import RedcaneError
+from model.multipliers.product_table import is_signed
 from model.qnetwork import QNetwork
 
 TOP = "redcane"
@@ -45,7 +46,8 @@ def kinds_of(network: QNetwork, components: Mapping[str, VerilogMultiplier]) -> 
         if name not in components:
             raise RedcaneError(f"the network uses the multiplier {name!r}, which the library does not hold")
         component = components[name]
-        kinds.append(MultiplierKind(name, component.module, *component.ports))
+        signed = is_signed(network.tables[name])
+        kinds.append(MultiplierKind(name, component.module, *component.ports, signed=signed))
     modules = [kind.module for kind in kinds]
     if len(set(modules)) != len(modules) or {"pe", TOP} & set(modules):
         raise RedcaneError(

@@ -100,6 +100,7 @@ SOFTMAX = data.StructLayout(
     {
         "opcode": 4,
         "first": 1,  # logits start at zero
+        "narrow": 1,  # coupling coefficients of 7 bits, 127 for 1, in place of 8
         "table": 4,
         "classes": 7,
         "inputs": COUNT,

@@ -9,13 +9,17 @@ from model.errors import RedcaneError
 
 @dataclass(frozen=True)
 class MultiplierKind:
-    """A multiplier as a PE instantiates it: Verilog module and the names of its ports (8, 8 and 16 bits)."""
+    """A multiplier as a PE instantiates it: Verilog module and the names of its ports (8, 8 and 16 bits).
+
+    The operands and the product of one that is `signed` are two's complement.
+    """
 
     component: str
     module: str
     a: str = "A"
     b: str = "B"
     out: str = "O"
+    signed: bool = False
 
 
 @dataclass(frozen=True)

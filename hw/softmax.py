@@ -16,8 +16,12 @@ from hw.requantizer import saturate, sign_extend, sign_magnitude, wire
 ENTRIES = 256
 CLASSES = 64  # at most
 BLOCKS = 4  # at work at the same time, one in each stage
-QUOTIENT = 14  # bits of floor(255 * 2**16 / sum), as sum >= E[0] = 1023
-DIVIDEND = (255 << 16) >> QUOTIENT  # its upper part, already smaller than the sum; the lower part is zero
+QUOTIENT = 14  # bits of floor(one * 2**16 / sum), as one <= 255 and sum >= E[0] = 1023
+
+
+def dividend(one: int) -> int:
+    """The upper part of one * 2**16, already smaller than the sum; the lower part is zero."""
+    return (one << 16) >> QUOTIENT
 
 
 class SoftmaxLane(wiring.Component):
@@ -34,7 +38,8 @@ class SoftmaxLane(wiring.Component):
     `store` is for the buffer: a logit in odd, a distance in even cycles. `result` is for the memory: the logit stored a
     cycle ago in even, a coupling coefficient in odd cycles. `update` and `sum` say whether the stage's value counts,
     `update_first` and `sum_first` that it is its block's first; `sum_first` moves the complete sum on to the divider,
-    which then works in the 14 cycles of `divide`, `scale_first` the quotient from there to the multiplier.
+    which then works in the 14 cycles of `divide`, `scale_first` the quotient from there to the multiplier. With
+    `narrow` the code 127 stands for 1, else 255.
     """
 
     byte: Signal
@@ -47,6 +52,7 @@ class SoftmaxLane(wiring.Component):
     sum_first: Signal
     divide: Signal
     scale_first: Signal
+    narrow: Signal
     table: Signal
     store: Signal
     result: Signal
@@ -59,7 +65,8 @@ class SoftmaxLane(wiring.Component):
         super().__init__({
             "byte": In(8), "stored": In(8), "odd": In(1), "zero": In(1),
             "update": In(1), "update_first": In(1), "sum": In(1), "sum_first": In(1), "divide": In(1),
-            "scale_first": In(1), "table": In(range(max(2, pages))), "store": Out(8), "result": Out(8),
+            "scale_first": In(1), "narrow": In(1), "table": In(range(max(2, pages))),
+            "store": Out(8), "result": Out(8),
             "table_write_enable": In(1), "table_write_address": In(range(ENTRIES * pages)), "table_write_data": In(10),
         })  # fmt: skip
 
@@ -101,7 +108,7 @@ class SoftmaxLane(wiring.Component):
         with m.If(self.divide):
             m.d.sync += [remainder.eq(Mux(fits, twice - divisor, twice)), quotient.eq(Cat(fits, quotient[:-1]))]
         with m.If(self.sum_first):
-            m.d.sync += [divisor.eq(total), remainder.eq(DIVIDEND)]
+            m.d.sync += [divisor.eq(total), remainder.eq(Mux(self.narrow, dividend(127), dividend(255)))]
 
         # SCALE.
         ratio = Signal(QUOTIENT)
@@ -120,7 +127,7 @@ class SoftmaxUnit(wiring.Component):
 
         UPDATE  b = first ? 0 : clamp(b + a, -127, 127), written back and to a buffer; the largest of them is kept
         SUM     e = E[max - b], summed; max - b takes the place of b in the buffer
-        DIVIDE  r = floor(255 * 2**16 / sum), one bit a cycle
+        DIVIDE  r = floor(one * 2**16 / sum), one bit a cycle, where one = narrow ? 127 : 255
         SCALE   k = (e * r + 2**15) >> 16, written to `coupling`
 
     A class takes two cycles, in which UPDATE reads twice, and UPDATE and SCALE write once each: both ports of the
@@ -142,6 +149,7 @@ class SoftmaxUnit(wiring.Component):
     classes: Signal
     inputs: Signal
     first: Signal
+    narrow: Signal
     table: Signal
     read_address: Signal
     read_data: data.View
@@ -163,7 +171,8 @@ class SoftmaxUnit(wiring.Component):
         super().__init__({
             "start": In(1), "done": Out(1),
             "logits": In(address), "agreement": In(address), "coupling": In(address),
-            "classes": In(7), "inputs": In(address), "first": In(1), "table": In(range(max(2, self.pages))),
+            "classes": In(7), "inputs": In(address), "first": In(1), "narrow": In(1),
+            "table": In(range(max(2, self.pages))),
             "read_address": Out(address), "read_data": In(data.ArrayLayout(8, self.lanes)),
             "write_enable": Out(1), "write_address": Out(address),
             "write_data": Out(data.ArrayLayout(8, self.lanes)), "write_mask": Out(self.lanes),
@@ -249,6 +258,7 @@ class SoftmaxUnit(wiring.Component):
                 lane.sum_first.eq(sum_first),
                 lane.divide.eq(bits != 0),
                 lane.scale_first.eq(~odd & looked_up.present & looked_up.first),
+                lane.narrow.eq(self.narrow),
                 lane.table.eq(self.table),
                 lane.table_write_enable.eq(self.table_write_enable),
                 lane.table_write_address.eq(self.table_write_address),

@@ -16,12 +16,12 @@ import yaml
 from model.errors import RedcaneError
 from model.files import write_atomic
 from model.multipliers.library import Library
-from model.qnetwork import Format
+from model.multipliers.product_table import kind_of_operands
+from model.qnetwork import FORMATS, Format, takes_signed
 from model.selection import Selection
 from model.yamlfile import read_yaml
 
 SCHEMA = 1
-FORMATS = ("sign-magnitude", "affine")
 HEADER = """\
 # The multiplier and the number format of every operation that multiplies; edit it as you like, see docs/assignment.md.
 # Everything below `operations` informs: `circuits` guards against another circuit under the same name,
@@ -123,6 +123,12 @@ def load_assignment(path: Path, operations: Collection[str], library: Library) -
         if number_format not in FORMATS:
             fail(f"operations.{key}.format", f"{_shown(number_format)} instead of {' or '.join(FORMATS)}")
         components[key], formats[key] = component, cast(Format, number_format)
+        signed = takes_signed(formats[key])
+        if library.components[component].signed != signed:
+            able = [name for name, other in library.components.items() if other.signed == signed]
+            fail(f"operations.{key}.multiplier", f"{component} multiplies {kind_of_operands(not signed)} operands, and "
+                 f"{number_format} has {kind_of_operands(signed)} ones; the library's multipliers of these are "
+                 + (", ".join(able[:4]) + " ..." * (len(able) > 4) or "none"))
     for key, other in ((k, f"{k.split('.')[0]}.agreement") for k in operations if k.endswith(".weighted_sum")):
         if formats.get(other, formats[key]) != formats[key]:
             fail(f"operations.{key}.format", f"differs from {other}, which reads the same votes: make them equal")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from model.emulation import Emulator
 from model.emulation.terms import code_values, term_table
-from model.qnetwork import Product, QClassCaps, QConv, QConvCaps3D, Routed, Table, convolution_of, terms
+from model.multipliers.product_table import Table
+from model.qnetwork import Coding, Product, QClassCaps, QConv, QConvCaps3D, Routed, convolution_of, terms
 
 SUMS = 2**14  # sums sampled of each operation: their mean error is then known to 1/128 of its deviation
 PAIRS = 2**21  # and at most so many operand pairs, which for long sums is less
@@ -37,16 +38,20 @@ class Capture:
         """
         counts = np.bincount(self.pairs.reshape(-1), minlength=65536).reshape(256, 256)
         a, b = code_values(self.product.a), code_values(self.product.b)
-        align = self.product.align
-        port_a = np.abs(a) << (align if self.product.a.kind == "signed" else 0)
-        port_b = np.abs(b) << (align if self.product.b.kind == "signed" else 0)
-        subtracted = (a[:, None] < 0) != (b[None, :] < 0)
+        port_a, port_b = self._port(self.product.a, a), self._port(self.product.b, b)
+        subtracted = (self.product.format == "sign-magnitude") & ((a[:, None] < 0) != (b[None, :] < 0))
         histograms = []
         for chosen in (~subtracted, subtracted):
             histogram = np.zeros((256, 256), np.int64)
             np.add.at(histogram, (port_a[:, None], port_b[None, :]), np.where(chosen, counts, 0))
             histograms.append(histogram)
         return histograms[0], histograms[1]
+
+    def _port(self, coding: Coding, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The bytes at the multiplier's port for the values of codes."""
+        if self.product.format == "twos-complement":
+            return values & 255
+        return np.abs(values) << (self.product.align if coding.kind == "signed" else 0)
 
 
 def capture(

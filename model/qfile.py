@@ -41,9 +41,17 @@ from model.qnetwork import (
     Routed,
     Squash,
     convolution_of,
+    takes_signed,
+    unit_interval,
 )
 
 SCHEMA = 1
+OPERANDS = {
+    "sign-magnitude": ("unsigned", "signed"),
+    "affine": ("unsigned", "affine"),
+    "twos-complement": ("signed",),
+}
+"""The codings that a multiplier's operands may have, by format."""
 JSON_LIMIT, TENSORS_LIMIT = 2**20, 2**30  # bytes
 
 Tensors = dict[str, NDArray]
@@ -208,7 +216,11 @@ def _assemble(record: _Network, tensors: Tensors) -> QNetwork:
         _check_coding(f"{name}.squash", raw.out)
         return Squash(take(f"{name}.squash", np.uint16, (SQUASH_ENTRIES,)), raw.shift, raw.out)
 
-    tables = {name: take(f"tables.{name}", np.uint16, (256, 256)) for name in record.components}
+    def table(name: str) -> NDArray:
+        found = left.get(name)
+        return take(name, np.int16 if found is not None and found.dtype == np.int16 else np.uint16, (256, 256))
+
+    tables = {name: table(f"tables.{name}") for name in record.components}
     _check_coding("input", record.input)
     layers: list[Layer] = []
     # what the layers make: (H, W, C), (I, D) of primary capsules or (H, W, types, dim) of those on a grid
@@ -233,7 +245,8 @@ def _assemble(record: _Network, tensors: Tensors) -> QNetwork:
         """Checks of votes (..., classes, dim) by capsules of this coding and their routing; its tables."""
         unit = squash(raw.name, raw.squash)
         _check_product(f"{raw.name}.votes", raw.votes, coding, raw.weighted_sum.b, tables)
-        _check_product(f"{raw.name}.weighted_sum", raw.weighted_sum, Coding("unsigned", 1 / 255), None, tables)
+        coupling = unit_interval(raw.weighted_sum.format)
+        _check_product(f"{raw.name}.weighted_sum", raw.weighted_sum, coupling, None, tables)
         _check_product(f"{raw.name}.agreement", raw.agreement, unit.out, None, tables)
         if raw.agreement.b != raw.votes.out:
             raise RedcaneError(f"{raw.name}: agreement reads the votes in another coding than they have")
@@ -333,15 +346,15 @@ def _check_product(
     """One operation: `a` is the coding of what it reads, `out` that of what is read of it, if a multiplier does."""
     for coding in (product.a, product.b, product.out):
         _check_coding(where, coding)
-        allowed = ("unsigned", "affine") if product.format == "affine" else ("unsigned", "signed")
-        if coding is not product.out and coding.kind not in allowed:
+        if coding is not product.out and coding.kind not in OPERANDS[product.format]:
             raise RedcaneError(f"{where}: {coding.kind} operands do not go with the {product.format} format")
     if product.a != a or (out is not None and product.out != out):
         raise RedcaneError(f"{where}: its codings and those of its neighbours differ")
     if out is None and not relu and product.out.kind != "signed":
         raise RedcaneError(f"{where}: what no multiplier reads is signed, not {product.out.kind}")
-    if product.align not in (0, 1):
-        raise RedcaneError(f"{where}: align is {product.align} instead of 0 or 1")
+    aligns = (0,) if takes_signed(product.format) else (0, 1)
+    if product.align not in aligns:
+        raise RedcaneError(f"{where}: align is {product.align} instead of {' or '.join(map(str, aligns))}")
     if product.component not in tables:
         raise RedcaneError(f"{where}: the table of {product.component} is not in the file")
     unit = product.requantizer

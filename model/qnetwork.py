@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import RedcaneError
+from model.multipliers.product_table import Table, check_table, is_signed, kind_of_operands
 
 Codes = NDArray[np.int16]
-Table = NDArray[np.uint16]
-Format = Literal["sign-magnitude", "affine"]
+Format = Literal["sign-magnitude", "affine", "twos-complement"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 Kind = Literal["unsigned", "signed", "affine"]
 
 MAX_CAPSULE_DIM = 64  # keeps a squash's sum of squares below 2**20
@@ -21,7 +22,6 @@ MAX_CLASSES = 64  # keeps a softmax's sum of exponentials below 2**16
 SQUASH_ENTRIES = 512
 EXP_ENTRIES = 256
 EXP_ONE = 1023
-COUPLING_ONE = 255
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Product:
 
     def term_bound(self, table: Table) -> int:
         """The largest |term| over the operand values that the codings allow."""
-        ma, mb = magnitudes(self.a, self.align), magnitudes(self.b, self.align)
+        ma, mb = (port_values(self.format, coding, self.align) for coding in (self.a, self.b))
         products = table[np.ix_(ma, mb)].astype(np.int64)
         if self.format == "affine":
             za, zb = self.a.zero_point, self.b.zero_point
@@ -105,9 +105,21 @@ class Product:
         return int(np.abs(products).max())
 
 
-def magnitudes(coding: Coding, align: int) -> NDArray[np.int64]:
-    """Every value that an operand of this coding can put on a multiplier's port."""
+def port_values(number_format: Format, coding: Coding, align: int) -> NDArray[np.int64]:
+    """Every byte that an operand of this coding can put on a multiplier's port."""
+    if number_format == "twos-complement":
+        return np.arange(coding.lo, coding.hi + 1, dtype=np.int64) & 255
     return np.arange(128, dtype=np.int64) << align if coding.kind == "signed" else np.arange(256, dtype=np.int64)
+
+
+def takes_signed(number_format: Format) -> bool:
+    """Whether an operation in this format takes multipliers of signed operands; the others take unsigned ones only."""
+    return number_format == "twos-complement"
+
+
+def unit_interval(number_format: Format) -> Coding:
+    """The coding of operands from 0 to 1, image and coupling coefficients, for an operation in this format."""
+    return Coding("signed", 1 / 127) if takes_signed(number_format) else Coding("unsigned", 1 / 255)
 
 
 @dataclass(frozen=True)
@@ -341,11 +353,10 @@ class QNetwork:
             for name, product in layer.products().items():
                 yield f"{layer.name}.{name}", product, terms(layer, name)
 
-    def with_components(self, assignment: dict[str, str], tables: dict[str, Table]) -> QNetwork:
+    def with_components(self, assignment: Mapping[str, str], tables: Mapping[str, Table]) -> QNetwork:
         """The same network with other multipliers: assignment maps "layer.operation" to a component's name.
 
-        Raises RedcaneError for an unknown or a missing operation, a component without a table, or a sum that could
-        overflow.
+        Raises RedcaneError for an unknown or a missing operation, a component without a table, and where `check` does.
         """
         known = {key for key, _, _ in self.products()}
         for key in assignment.keys() - known:
@@ -367,12 +378,22 @@ class QNetwork:
         return network
 
     def check(self) -> None:
-        """Refuse a network whose sums could leave 32 bits or whose operations disagree about a tensor."""
+        """Refuse a network whose sums could leave 32 bits, whose operations disagree about a tensor, or in which a
+        multiplier of signed operands stands where one of unsigned ones should, or the other way round.
+        """
         for layer in self.layers:
             _, conv = convolution_of(layer)
             bias = int(np.abs(conv.bias.astype(np.int64)).max()) if conv else 0
             for name, product in layer.products().items():
-                bound = bias + terms(layer, name) * product.term_bound(self.tables[product.component])
+                table = self.tables[product.component]
+                check_table(product.component, table)
+                if is_signed(table) != takes_signed(product.format):
+                    raise RedcaneError(
+                        f"{layer.name}.{name}: {product.component} multiplies {kind_of_operands(is_signed(table))} "
+                        f"operands, and the {product.format} format has {kind_of_operands(not is_signed(table))} ones; "
+                        "choose another multiplier or another format"
+                    )
+                bound = bias + terms(layer, name) * product.term_bound(table)
                 if bound >= 2**31:
                     raise RedcaneError(
                         f"{layer.name}.{name}: {terms(layer, name)} products of {product.component} can overflow the "

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from model.capsnet import CapsNet
 from model.errors import RedcaneError
+from model.multipliers.product_table import exact_table
 from model.network import Network
 from model.qnetwork import (
-    COUPLING_ONE,
+    FORMATS,
     Codes,
     Coding,
     Format,
@@ -33,8 +34,9 @@ from model.qnetwork import (
     QPrimaryCaps,
     Requantizer,
     Squash,
-    Table,
     exp_table,
+    takes_signed,
+    unit_interval,
 )
 
 OPERATIONS = ("conv1.mac", "primary.mac", "classcaps.votes", "classcaps.weighted_sum", "classcaps.agreement")
@@ -42,8 +44,8 @@ OPERATIONS = ("conv1.mac", "primary.mac", "classcaps.votes", "classcaps.weighted
 
 BATCH = 64  # calibration images at a time
 
-IMAGE = Coding("unsigned", 1 / 255)
-COUPLING = Coding("unsigned", 1 / COUPLING_ONE)
+EXACT = {False: "exact", True: "exact_signed"}
+"""What the exact multipliers of a quantised network are called, by the signedness of their operands."""
 
 
 class Range:
@@ -94,24 +96,20 @@ def quantize(
     network: Network,
     images: Tensor,
     formats: Mapping[str, Format] | Format = "sign-magnitude",
-    component: str = "exact",
-    table: Table | None = None,
     align: int = 1,
 ) -> QNetwork:
-    """Quantise a CapsNet, with one multiplier for every operation.
+    """Quantise a CapsNet, with exact multipliers (`EXACT`); `QNetwork.with_components` puts others in their places.
 
     `images` (N, C, H, W) in [0, 1] are training images to calibrate on. `formats` is one format, or one for every
-    operation of OPERATIONS; weighted_sum and agreement read the same votes and share theirs. `component` and its
-    product `table` name the multiplier (left out: the exact one). `align` = 1 puts seven-bit magnitudes at the top
-    of the multiplier's ports, 0 at the bottom (docs/numerics.md).
+    operation of OPERATIONS; weighted_sum and agreement read the same votes and share theirs. `align` = 1 puts the
+    seven-bit magnitudes of the sign-magnitude format at the top of the multiplier's ports, 0 at the bottom
+    (docs/numerics.md).
 
     Raises RedcaneError for formats that do not fit, images of another shape, values that are not numbers, tensors
     that are all zero, and sums that could overflow.
     """
     if not isinstance(network, CapsNet):
         raise RedcaneError("quantize: there is no 8-bit DeepCaps yet; its stages go up to analyze")
-    if table is None:
-        table = np.outer(np.arange(256), np.arange(256)).astype(np.uint16)
     if align not in (0, 1):
         raise RedcaneError(f"align: {align} should be 0 (magnitudes at the bottom of the multiplier) or 1 (at the top)")
     height, width, channels = network.shape.image
@@ -119,8 +117,10 @@ def quantize(
         raise RedcaneError(f"calibration: images of {channels}x{height}x{width} are wanted, got {tuple(images.shape)}")
     of = check_formats(formats)
     ranges = calibrate(network, images)
-    # the coding, in either format, of a tensor with negative values
-    signed: dict[Format, Kind] = {"sign-magnitude": "signed", "affine": "affine"}
+    # the coding, in each format, of an operand with negative values, and of one without
+    signed: dict[Format, Kind] = {"sign-magnitude": "signed", "affine": "affine", "twos-complement": "signed"}
+    positive: dict[Format, Kind] = {"sign-magnitude": "unsigned", "affine": "unsigned", "twos-complement": "signed"}
+    image, coupling = (unit_interval(of[key]) for key in ("conv1.mac", "classcaps.weighted_sum"))
 
     def weights(name: str, key: str) -> tuple[Coding, NDArray[np.float64]]:
         parameter = network.get_parameter(name).detach()
@@ -129,9 +129,10 @@ def quantize(
         return found.coding(signed[of[key]]), parameter.double().numpy()
 
     def product(key: str, a: Coding, b: Coding, out: Coding, relu: bool = False) -> Product:
-        lanes = sum(coding.kind == "signed" for coding in (a, b)) if of[key] == "sign-magnitude" else 0
-        ratio = a.scale * b.scale / 2 ** (align * lanes) / out.scale
-        return Product(of[key], a, b, out, Requantizer.for_scale(ratio, out, relu), component, align)
+        shift = align if of[key] == "sign-magnitude" else 0
+        lanes = sum(coding.kind == "signed" for coding in (a, b))
+        requantizer = Requantizer.for_scale(a.scale * b.scale / 2 ** (shift * lanes) / out.scale, out, relu)
+        return Product(of[key], a, b, out, requantizer, EXACT[takes_signed(of[key])], shift)
 
     def conv(layer: str, a: Coding, out: Coding, stride: int, relu: bool = False) -> QConv:
         key = f"{layer}.mac"
@@ -143,7 +144,7 @@ def quantize(
             raise RedcaneError(f"{layer}.bias: too large for the 32-bit accumulator, or not a number; train it again")
         return QConv(b.encode(kernel).transpose(0, 2, 3, 1).copy(), bias.astype(np.int32), stride, mac)
 
-    x = ranges["conv1.relu"].coding("unsigned")
+    x = ranges["conv1.relu"].coding(positive[of["primary.mac"]])
     s = ranges["primary.mac"].coding("signed")
     u = ranges["primary.squash"].coding(signed[of["classcaps.votes"]])
     votes = ranges["classcaps.votes"].coding(signed[of["classcaps.weighted_sum"]])
@@ -156,9 +157,9 @@ def quantize(
 
     qnetwork = QNetwork(
         image=network.shape.image,
-        input=IMAGE,
+        input=image,
         layers=(
-            QConvLayer("conv1", conv("conv1", IMAGE, x, network.shape.conv_stride, relu=True)),
+            QConvLayer("conv1", conv("conv1", image, x, network.shape.conv_stride, relu=True)),
             QPrimaryCaps(
                 "primary",
                 conv("primary", x, s, network.shape.primary_stride),
@@ -169,14 +170,14 @@ def quantize(
                 "classcaps",
                 matrices.encode(matrix_values),
                 votes=product("classcaps.votes", u, matrices, votes),
-                weighted_sum=product("classcaps.weighted_sum", COUPLING, votes, sums),
+                weighted_sum=product("classcaps.weighted_sum", coupling, votes, sums),
                 agreement=product("classcaps.agreement", v, votes, logits),
                 exp_table=exp_table(logits.scale),
                 squash=Squash.for_scales(sums.scale, v),
                 iterations=iterations,
             ),
         ),
-        tables={component: table},
+        tables={EXACT[kind]: exact_table(kind) for kind in sorted({takes_signed(fmt) for fmt in of.values()})},
     )
     qnetwork.check()
     return qnetwork
@@ -188,8 +189,8 @@ def check_formats(formats: Mapping[str, Format] | Format) -> dict[str, Format]:
     for key in sorted(set(of) ^ set(OPERATIONS)):
         raise RedcaneError(f"formats: {key}: " + ("has no format" if key in OPERATIONS else "no such operation"))
     for key, name in of.items():
-        if name not in ("sign-magnitude", "affine"):
-            raise RedcaneError(f"formats: {key}: {name!r} should be sign-magnitude or affine")
+        if name not in FORMATS:
+            raise RedcaneError(f"formats: {key}: {name!r} should be {' or '.join(FORMATS)}")
     if of["classcaps.weighted_sum"] != of["classcaps.agreement"]:
         raise RedcaneError("formats: classcaps.weighted_sum and classcaps.agreement read the same votes: give them one")
     return of

@@ -7,8 +7,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from model.errors import RedcaneError
+from model.multipliers.product_table import Table
 from model.qnetwork import (
-    COUPLING_ONE,
     Codes,
     Coding,
     Product,
@@ -21,7 +21,6 @@ from model.qnetwork import (
     QPrimaryCaps,
     Routed,
     Squash,
-    Table,
     squash_index,
 )
 
@@ -30,6 +29,8 @@ Trace = dict[str, NDArray]
 
 def products(product: Product, table: Table, a: Codes, b: Codes) -> NDArray[np.int64]:
     """The terms of operand codes `a` and `b` (broadcast against each other), before they are summed."""
+    if product.format == "twos-complement":
+        return table[a & 255, b & 255].astype(np.int64)
     if product.format == "affine":
         za, zb = product.a.zero_point, product.b.zero_point
         qa, qb = a.astype(np.int64), b.astype(np.int64)
@@ -69,10 +70,12 @@ def squash(unit: Squash, q: Codes) -> Codes:
     return np.clip(v + unit.out.zero_point, unit.out.lo, unit.out.hi).astype(np.int16)
 
 
-def softmax(exp_table: NDArray[np.uint16], b: Codes) -> Codes:
-    """Coupling coefficients (..., J, I) of logits (..., J, I): over the output capsules j."""
+def softmax(exp_table: NDArray[np.uint16], b: Codes, one: int) -> Codes:
+    """Coupling coefficients (..., J, I) of logits (..., J, I): over the output capsules j; the code `one`
+    stands for 1.
+    """
     e = exp_table[b.max(axis=-2, keepdims=True) - b].astype(np.int64)
-    r = (COUPLING_ONE << 16) // e.sum(axis=-2, keepdims=True)
+    r = (one << 16) // e.sum(axis=-2, keepdims=True)
     return ((e * r + (1 << 15)) >> 16).astype(np.int16)
 
 
@@ -82,7 +85,7 @@ def routing(layer: Routed, tables: dict[str, Table], votes: Codes, trace: Trace)
     b = np.zeros((*places, classes, inputs), np.int16)
     v = np.zeros(0, np.int16)
     for t in range(1, layer.iterations + 1):
-        k = softmax(layer.exp_table, b)
+        k = softmax(layer.exp_table, b, layer.weighted_sum.a.hi)
         terms = products(layer.weighted_sum, tables[layer.weighted_sum.component], k.swapaxes(-1, -2)[..., None], votes)
         s = layer.weighted_sum.requantizer(terms.sum(axis=-3))
         v = squash(layer.squash, s)

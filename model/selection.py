@@ -4,6 +4,7 @@
    range of its outputs) and on uniform operands (one multiplication, over 65535: the paper's way).
 2. A component is *admissible* where sqrt(NM^2 + NA^2) on real operands is within the operation's tolerated noise. NA
    counts, because NM alone does not predict the accuracy: over K terms the deviation grows with sqrt(K), a bias with K.
+   An operation in the twos-complement format takes components of signed operands only, any other unsigned ones only.
 3. The cheapest assignment of admissible components with at most so many kinds of multipliers, exactly.
 4. Its accuracy is measured. While it drops by more than the budget, the operation whose error takes up the most of
    what it tolerates gets a component of less error. In the end everything is exact.
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 
 from model.capture import Capture
 from model.errors import RedcaneError
-from model.multipliers.error_figures import EXACT, ErrorFigures, error_figures
-from model.qnetwork import QNetwork, Table
+from model.multipliers.error_figures import ErrorFigures, error_figures
+from model.multipliers.product_table import Table, exact_table, is_signed, kind_of_operands
+from model.qnetwork import QNetwork, takes_signed
 
 ROUNDING = 1e-9  # points: accuracies are sums of floats
 
@@ -116,21 +118,29 @@ def select(
     images that neither training nor the final test sees. `max_kinds` bounds the different multipliers, exact included.
 
     If even exact multipliers miss the budget, the result is exact everywhere and carries a warning. Raises RedcaneError
-    for a library without an exact multiplier, an operation without a figure, and a budget or bound that make no sense.
+    for a library without an exact multiplier for one of the formats, fewer kinds than the formats need, an operation
+    without a figure, and a budget or bound that make no sense.
     """
     if max_kinds < 1 or not budget_points >= 0:
         raise RedcaneError("selection: at least one kind of multiplier and a budget of 0 or more points are needed")
-    exact_ones = [name for name, table in components.items() if np.array_equal(table, EXACT)]
-    exact = min(exact_ones, key=lambda name: (costs[name], name), default=None)
-    if exact is None:
-        raise RedcaneError("selection: the library has no exact multiplier to fall back to: add one")
-    keys = [key for key, _, _ in network.products()]
+    signed = {key: takes_signed(product.format) for key, product, _ in network.products()}
+    keys = list(signed)
+    suited = {
+        kind: {name: table for name, table in components.items() if is_signed(table) == kind}
+        for kind in sorted(set(signed.values()))
+    }
+    exact_of = {kind: _exact(kind, tables, costs) for kind, tables in suited.items()}
+    exact = {key: exact_of[signed[key]] for key in keys}
+    if max_kinds < len(exact_of):
+        raise RedcaneError(
+            "selection: formats of signed and of unsigned operands together need two kinds of multipliers: allow two"
+        )
     for key in keys:
         if key in captures and not (key in multiplications and math.isfinite(tolerated.get(key, math.nan))):
             raise RedcaneError(f"selection: {key}: no tolerated noise or no multiplications: analyse again")
     progress(f"measuring {len(components)} components in {len(keys)} operations")
-    uniform = {name: error_figures(table) for name, table in components.items()}
-    figures = {key: noise_figures(captures.get(key), components, uniform) for key in keys}
+    uniform = {name: error_figures(table) for tables in suited.values() for name, table in tables.items()}
+    figures = {key: noise_figures(captures.get(key), suited[signed[key]], uniform) for key in keys}
     search = _Search(network, components, costs, dict(multiplications), figures, tolerated, exact, max_kinds)
 
     history: list[Step] = []
@@ -143,7 +153,7 @@ def select(
         progress(f"{action}: {100 * accuracy:.2f} % ({drop:+.2f} points lost)")
         return history[-1]
 
-    first = best = try_out("exact multipliers everywhere", dict.fromkeys(keys, exact))
+    first = best = try_out("exact multipliers everywhere", exact)
     warning = None
     if not first.within_budget:
         warning = (
@@ -155,7 +165,7 @@ def select(
     rows = []
     for key in keys:
         name = best.assignment[key]
-        spent, full = (multiplications.get(key, 0) * costs[n] for n in (name, exact))
+        spent, full = (multiplications.get(key, 0) * costs[n] for n in (name, exact[key]))
         rows.append(Choice(key, name, figures[key][name], tolerated.get(key, 0.0), spent, full - spent))
     return Selection(
         tuple(rows), tuple(history), float_accuracy, first.accuracy, best.accuracy, budget_points, figures, warning
@@ -196,9 +206,20 @@ def noise_figures(
     """The noise of every component in one operation; on real operands none where the operation is never executed."""
     figures = {}
     for name, table in components.items():
-        error = np.zeros(1) if captured is None else captured.error(EXACT.astype(np.uint16), table)
+        error = np.zeros(1) if captured is None else captured.error(exact_table(is_signed(table)), table)
         figures[name] = NoiseFigures(float(error.std()), float(error.mean()), uniform[name].nm, uniform[name].na)
     return figures
+
+
+def _exact(signed: bool, components: Mapping[str, Table], costs: Mapping[str, float]) -> str:
+    """The cheapest exact one of components of this signedness."""
+    names = [name for name, table in components.items() if np.array_equal(table, exact_table(signed))]
+    if not names:
+        raise RedcaneError(
+            f"selection: the library has no exact multiplier of {kind_of_operands(signed)} operands to fall back to: "
+            "add one"
+        )
+    return min(names, key=lambda name: (costs[name], name))
 
 
 class _Search:
@@ -212,15 +233,15 @@ class _Search:
         multiplications: dict[str, int],
         figures: dict[str, dict[str, NoiseFigures]],
         tolerated: Mapping[str, float],
-        exact: str,
+        exact: Mapping[str, str],
         max_kinds: int,
     ) -> None:
         self.costs, self.multiplications, self.figures = costs, multiplications, figures
-        self.tolerated, self.exact, self.max_kinds = tolerated, exact, max_kinds
+        self.tolerated, self.max_kinds = tolerated, max_kinds
         self.admissible: dict[str, list[str]] = {}  # by growing error, the cheapest exact multiplier first
         for key, noise in figures.items():
             quiet = [n for n in noise if noise[n].rms <= tolerated.get(key, 0.0)]
-            names = {exact, *(n for n in quiet if fits(network, key, n, components[n]))}
+            names = {exact[key], *(n for n in quiet if fits(network, key, n, components[n]))}
             self.admissible[key] = sorted(names, key=lambda n: (*noise[n].size, costs[n], n))
         self.allowed = dict(self.admissible)
 

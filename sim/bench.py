@@ -12,12 +12,19 @@ from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 from numpy.typing import NDArray
 
+from model.multipliers.product_table import Table
 from sim.runner import INPUTS, OUTPUTS
 
 
 def inputs() -> dict[str, Any]:
     """The inputs that `sim.runner.simulate` was given."""
     return json.loads(Path(os.environ[INPUTS]).read_text())
+
+
+def kinds_tables(told: dict[str, Any]) -> list[Table]:
+    """The product tables of the PE's multipliers, from the file `tables` (kinds, 256, 256) and the list `signed`."""
+    words = np.load(told["tables"], allow_pickle=False)
+    return [table.view(np.int16) if signed else table for table, signed in zip(words, told["signed"], strict=True)]
 
 
 def report(outputs: dict[str, Any]) -> None:

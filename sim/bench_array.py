@@ -10,14 +10,16 @@ from cocotb.triggers import FallingEdge
 
 from model.qnetwork import Coding, Product, Requantizer
 from model.reference import products
-from sim.bench import begin, code_bytes, inputs, report
+from sim.bench import begin, code_bytes, inputs, kinds_tables, report
 
 LATENCY = 2
 
 
-def random_product(chance: np.random.Generator, affine: bool) -> Product:
-    """A product of either format with zero points and alignment of any value."""
+def random_product(chance: np.random.Generator, signed_table: bool, affine: bool) -> Product:
+    """A product of a format that goes with the table, with zero points and alignment of any value."""
     out, requantizer = Coding("signed", 1.0), Requantizer(2**15, 15, 0, -127, 127)
+    if signed_table:
+        return Product("twos-complement", out, out, out, requantizer, "", int(chance.integers(2)))
     if affine:
         a, b = (Coding("affine", 1.0, int(chance.choice([0, 255, int(chance.integers(256))]))) for _ in range(2))
         return Product("affine", a, b, out, requantizer, "")
@@ -35,14 +37,14 @@ def codes(chance: np.random.Generator, coding: Coding, shape: tuple[int, ...]) -
 @cocotb.test
 async def every_sum_is_the_references(dut: Any) -> None:
     told, chance = inputs(), np.random.default_rng(cocotb.RANDOM_SEED)
-    tables = np.load(told["tables"], allow_pickle=False)  # (kinds, 256, 256)
+    tables = kinds_tables(told)
     rows, columns = told["rows"], told["columns"]
     await begin(dut, a=0, b=0, row_valid=0, a_signed=0, b_signed=0, align=0, kind=0, za=0, zb=0)
     width = len(dut.sums) // columns
     greatest = 0
     for job in range(told["jobs"]):
-        job_product = random_product(chance, told["affine"] and job % 2 == 0)
         kind = int(chance.integers(len(tables)))
+        job_product = random_product(chance, told["signed"][kind], told["affine"] and job % 2 == 0)
         a_coding, b_coding = job_product.a, job_product.b
         for name, value in {
             "a_signed": a_coding.kind == "signed", "b_signed": b_coding.kind == "signed", "align": job_product.align,

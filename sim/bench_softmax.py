@@ -36,7 +36,7 @@ async def logits_and_coupling_are_the_references(dut: Any) -> None:
     saturated = 0
     for classes, count in cases:
         b, a = logits(chance, classes, count), logits(chance, classes, count)
-        first, page = int(chance.random() < 0.25), int(chance.integers(pages))
+        first, page, narrow = int(chance.random() < 0.25), int(chance.integers(pages)), int(chance.integers(2))
         length = classes * count
         gaps = np.sort(chance.integers(0, size - 3 * length + 1, 3))
         places = [int(gap) + index * length for index, gap in enumerate(gaps)]
@@ -49,14 +49,15 @@ async def logits_and_coupling_are_the_references(dut: Any) -> None:
         await fill(dut, lanes, bytes(memory))
         cycles = await work(
             dut, 50_000, logits=at_logits, agreement=at_agreement, coupling=at_coupling, classes=classes, inputs=count,
-            first=first, table=page,
+            first=first, narrow=narrow, table=page,
         )  # fmt: skip
         updated = np.zeros_like(b) if first else np.clip(b + a, -127, 127).astype(np.int16)
         saturated += int((updated != b + a).sum()) * (1 - first)
+        coupling = softmax(tables[page], updated, 127 if narrow else 255)
         memory[at_logits : at_logits + length] = code_bytes(updated, True)
-        memory[at_coupling : at_coupling + length] = code_bytes(softmax(tables[page], updated), False)
+        memory[at_coupling : at_coupling + length] = code_bytes(coupling, False)
         places = [at_logits, at_agreement, at_coupling]
-        case = f"{classes} classes, {count} inputs, first {first}, page {page}, at {places}"
+        case = f"{classes} classes, {count} inputs, first {first}, narrow {narrow}, page {page}, at {places}"
         await check_memory(dut, lanes, memory, case)
         assert cycles == (-(-count // lanes) + 2) * 2 * max(classes, 7) + 2 * classes + 8, f"{cycles} cycles for {case}"
     report({"cases": len(cases), "saturated": saturated})

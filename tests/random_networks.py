@@ -8,7 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from model import reference
+from model.multipliers.product_table import exact_table
 from model.qnetwork import (
+    FORMATS,
     Coding,
     Product,
     QClassCaps,
@@ -19,6 +21,7 @@ from model.qnetwork import (
     Requantizer,
     Squash,
     exp_table,
+    unit_interval,
 )
 
 UNSIGNED, SIGNED = Coding("unsigned", 1 / 255), Coding("signed", 1 / 127)
@@ -56,18 +59,20 @@ def networks(draw: st.DrawFn) -> QNetwork:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     size = st.integers(1, 3)
     image = (draw(st.integers(4, 7)), draw(st.integers(4, 7)), draw(size))
-    either = st.sampled_from(("sign-magnitude", "affine"))
-    formats = {name: draw(either) for name in ("conv1", "primary", "votes", "routing")}
+    formats = {name: draw(st.sampled_from(FORMATS)) for name in ("conv1", "primary", "votes", "routing")}
     tables = {name: wild_table(rng) for name in ("wild", "wilder")} | {"exact": EXACT}
+    signed_tables = {f"signed_{name}": table.view(np.int16) for name, table in tables.items()}
+    signed_tables["signed_exact"] = exact_table(True)
 
     def operand(format: str) -> Coding:
         zero = int(rng.choice([0, 255, *rng.integers(0, 256, 4)]))
         return Coding("affine", 1 / 255, zero) if format == "affine" else SIGNED
 
     def product(format: str, a: Coding, b: Coding, out: Coding, terms: float, relu: bool = False) -> Product:
-        component = draw(st.sampled_from(sorted(tables)))
+        signed = format == "twos-complement"
+        component, align = draw(st.sampled_from(sorted(signed_tables if signed else tables))), draw(st.integers(0, 1))
         unit = requantizer(rng, out, 2**15 * np.sqrt(terms), relu)  # terms of wild tables are some 2**15
-        return Product(format, a, b, out, unit, component, draw(st.integers(0, 1)))  # type: ignore[arg-type]  # drawn
+        return Product(format, a, b, out, unit, component, 0 if signed else align)  # type: ignore[arg-type]  # drawn
 
     def conv(name: str, x: np.ndarray, a: Coding, out: Coding, cout: int, relu: bool) -> tuple[QConv, np.ndarray]:
         """A convolution whose bias and requantiser make codes of x (H, W, C) spread, and the codes that they become."""
@@ -76,16 +81,18 @@ def networks(draw: st.DrawFn) -> QNetwork:
         b = operand(formats[name])
         weights = codes(rng, b, (cout, kh, kw, x.shape[2]))
         mac = product(formats[name], a, b, out, kh * kw * x.shape[2], relu)
+        table = (tables | signed_tables)[mac.component]
         plain = QConv(weights, np.zeros(cout, np.int32), stride, mac, padding)
-        sums = reference.convolution(plain, tables[mac.component], x)
+        sums = reference.convolution(plain, table, x)
         middle = np.median(sums, axis=(0, 1)) + rng.normal(0, sums.std() / 4 + 1, cout)
         mac = replace(mac, requantizer=requantizer(rng, out, float(sums.std()), relu))
         made = replace(plain, bias=np.round(-middle).astype(np.int32), mac=mac)
-        return made, mac.requantizer(reference.convolution(made, tables[mac.component], x))
+        return made, mac.requantizer(reference.convolution(made, table, x))
 
-    conv1, x = conv("conv1", codes(rng, UNSIGNED, image), UNSIGNED, UNSIGNED, draw(size), relu=True)
+    input_, between, coupling = (unit_interval(formats[name]) for name in ("conv1", "primary", "routing"))
+    conv1, x = conv("conv1", codes(rng, input_, image), input_, between, draw(size), relu=True)
     types, dim = draw(size), draw(st.integers(1, 8))
-    primary, x = conv("primary", x, UNSIGNED, SIGNED, types * dim, relu=False)
+    primary, x = conv("primary", x, between, SIGNED, types * dim, relu=False)
     u = operand(formats["votes"])
     inputs = x.shape[0] * x.shape[1] * types
     classes, class_dim = draw(st.sampled_from((3, 2, 5, 1))), draw(st.sampled_from((3, 2, 5, 1)))
@@ -98,7 +105,7 @@ def networks(draw: st.DrawFn) -> QNetwork:
             "classcaps",
             codes(rng, weight, (inputs, dim, classes, class_dim)),
             product(formats["votes"], u, weight, vote, dim),
-            product(routing, UNSIGNED, vote, SIGNED, inputs),
+            product(routing, coupling, vote, SIGNED, inputs),
             product(routing, v, vote, SIGNED, class_dim / 16),  # as if of few terms: logits that saturate
             exp_table(2.0 ** rng.uniform(-8, -1)),
             Squash.for_scales(2.0 ** rng.uniform(-9, -3), v),
@@ -106,4 +113,4 @@ def networks(draw: st.DrawFn) -> QNetwork:
         ),
     )
     used = {p.component for layer in layers for p in layer.products().values()}
-    return QNetwork(image, UNSIGNED, layers, {name: tables[name] for name in sorted(used)})
+    return QNetwork(image, input_, layers, {name: (tables | signed_tables)[name] for name in sorted(used)})

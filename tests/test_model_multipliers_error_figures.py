@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import RedcaneError
-from model.multipliers.component import table_digest
 from model.multipliers.error_figures import EXACT, error_figures, joint_weights
+from model.multipliers.product_table import table_digest
 
 # NA and NM for uniform operands, Table IV of the paper.
 TABLE_IV = {

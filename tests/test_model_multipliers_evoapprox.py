@@ -125,7 +125,7 @@ def test_a_release_that_checks_is_imported(tmp_path: Path, monkeypatch: pytest.M
 
 
 def fetch_digest() -> str:
-    from model.multipliers.component import table_digest
     from model.multipliers.netlist import extract_table
+    from model.multipliers.product_table import table_digest
 
     return table_digest(extract_table(MULTIPLIER.decode()).table)

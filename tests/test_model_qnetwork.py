@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from random_networks import EXACT, networks
 
 from model.errors import RedcaneError
+from model.multipliers.product_table import exact_table
 from model.qnetwork import (
     Coding,
     QConvLayer,
@@ -20,7 +21,7 @@ from model.qnetwork import (
     Requantizer,
     Squash,
     exp_table,
-    magnitudes,
+    port_values,
     squash_index,
     squash_intervals,
     terms,
@@ -109,7 +110,7 @@ def test_bounds_hold_for_every_operand(network: QNetwork) -> None:
         a, b = (np.arange(c.lo, c.hi + 1, dtype=np.int16) for c in (product.a, product.b))
         found = np.abs(products(product, table, a[:, None], b[None, :])).max()
         assert product.term_bound(table) == found
-        assert magnitudes(product.a, 1).max() <= 255
+        assert port_values(product.format, product.a, product.align).max() <= 255
 
 
 @given(networks())
@@ -117,14 +118,18 @@ def test_bounds_hold_for_every_operand(network: QNetwork) -> None:
 def test_components_are_exchanged(network: QNetwork) -> None:
     keys = [key for key, _, _ in network.products()]
     assert keys == ["conv1.mac", "primary.mac", "classcaps.votes", "classcaps.weighted_sum", "classcaps.agreement"]
-    tables = {"x": EXACT, "y": EXACT // 2, "z": EXACT}
-    assignment = dict.fromkeys(keys, "x") | {"primary.mac": "y"}
+    signed = {key: product.format == "twos-complement" for key, product, _ in network.products()}
+    tables = {"x": EXACT, "y": EXACT // 2, "z": EXACT} | {"signed x": exact_table(True), "signed y": exact_table(True)}
+    assignment = {key: "signed " * signed[key] + ("y" if key == "primary.mac" else "x") for key in keys}
     changed = network.with_components(assignment, tables)
     assert {key: p.component for key, p, _ in changed.products()} == assignment
-    assert sorted(changed.tables) == ["x", "y"]
+    assert sorted(changed.tables) == sorted(set(assignment.values()))
+    for key in keys:
+        with pytest.raises(RedcaneError, match=f"{key}: .* multiplies .*signed operands, and the .* format has"):
+            network.with_components(assignment | {key: "x" if signed[key] else "signed x"}, tables)
     wrong = (
         ("no operation", assignment | {"primary.squash": "x"}),
-        ("has no multiplier", {"conv1.mac": "x"}),
+        ("has no multiplier", {"conv1.mac": assignment["conv1.mac"]}),
         ("unknown component", assignment | {"conv1.mac": "w"}),
     )
     for words, bad in wrong:

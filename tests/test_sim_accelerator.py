@@ -15,31 +15,39 @@ from hypothesis import strategies as st
 
 from hw.generate import generate
 from model.errors import RedcaneError
-from model.qnetwork import Coding, Product, QClassCaps, QNetwork, Squash, exp_table
+from model.qnetwork import FORMATS, Coding, Format, Product, QClassCaps, QNetwork, Squash, exp_table, unit_interval
 from sim.verify import verify
 from tests.random_networks import codes, image_codes, networks, requantizer
 
-# Verilog and table of three "multipliers", two of which are nothing of the kind: they do not commute, and their
-# T[0, 0] is not zero.
-EXPRESSIONS = {"exact": "A * B", "wild": "(A * B) ^ {B, A} ^ 16'h5a5a", "wilder": "~{A, B ^ A}"}
+# Verilog and table of "multipliers" of which two in three are nothing of the kind: they do not commute, and their
+# T[0, 0] is not zero. Those of signed operands differ in `product` only, and in how their words are read.
+EXPRESSIONS = {"exact": "product", "wild": "product ^ {B, A} ^ 16'h5a5a", "wilder": "~{A, B ^ A}"}
 A, B = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
-TABLES = {
-    "exact": (A * B).astype(np.uint16),
-    "wild": (A * B ^ (B << 8 | A) ^ 0x5A5A).astype(np.uint16),
-    "wilder": (0xFFFF ^ (A << 8 | B ^ A)).astype(np.uint16),
-}
+
+
+def words(product: np.ndarray) -> dict[str, np.ndarray]:
+    tables = {"exact": product, "wild": product ^ (B << 8 | A) ^ 0x5A5A, "wilder": 0xFFFF ^ (A << 8 | B ^ A)}
+    return {name: table.astype(np.uint16) for name, table in tables.items()}
+
+
+SIGNED_PRODUCT = np.multiply.outer(np.arange(256).astype(np.int8).astype(int), np.arange(256).astype(np.int8))
+TABLES = words(A * B) | {f"signed_{name}": table.view(np.int16) for name, table in words(SIGNED_PRODUCT).items()}
 
 
 def component(name: str) -> SimpleNamespace:
+    signed, kind = name.startswith("signed_"), name.removeprefix("signed_")
+    operands = ("{{8{A[7]}}, A}", "{{8{B[7]}}, B}") if signed else ("{8'd0, A}", "{8'd0, B}")
     verilog = f"""module mul_{name} (input [7:0] A, input [7:0] B, output [15:0] O);
-  wire [15:0] wide_a = {{8'd0, A}};
-  assign O = {EXPRESSIONS[name].replace("A * B", "wide_a * B")};
+  wire [15:0] a = {operands[0]};
+  wire [15:0] b = {operands[1]};
+  wire [15:0] product = a * b;
+  assign O = {EXPRESSIONS[kind]};
 endmodule
 """
     return SimpleNamespace(name=name, module=f"mul_{name}", verilog=verilog, ports=("A", "B", "O"))
 
 
-COMPONENTS = {name: component(name) for name in EXPRESSIONS}
+COMPONENTS = {name: component(name) for name in TABLES}
 
 
 def with_verilog_tables(network: QNetwork) -> QNetwork:
@@ -82,28 +90,30 @@ def test_many_random_networks(tmp_path_factory, network: QNetwork, seed: int, sh
     equal_to_the_reference(network, seed, shape, tmp_path_factory)
 
 
-@pytest.mark.parametrize("format", ["sign-magnitude", "affine"])
-def test_routing_alone(tmp_path: Path, format: str) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_routing_alone(tmp_path: Path, format: Format) -> None:
     """Votes and three iterations: capsules that fill no word, sixteen dims, a wild multiplier in every operation."""
     rng = np.random.default_rng(7)
-    unsigned, signed = Coding("unsigned", 1 / 255), Coding("signed", 1 / 127)
+    coupling, signed = unit_interval(format), Coding("signed", 1 / 127)
     operand = Coding("affine", 1 / 127, 131) if format == "affine" else signed
+    prefix, align = ("signed_", 0) if format == "twos-complement" else ("", 1)
     inputs, dim_in, classes, dim = 37, 6, 10, 16
 
     def product(a: Coding, b: Coding, out: Coding, component: str, terms: int) -> Product:
-        return Product(format, a, b, out, requantizer(rng, out, terms), component, align=1)
+        return Product(format, a, b, out, requantizer(rng, out, terms), prefix + component, align)
 
     layer = QClassCaps(
         "classcaps",
         codes(rng, operand, (inputs, dim_in, classes, dim)),
         product(operand, operand, operand, "wild", dim_in),
-        product(unsigned, operand, signed, "exact", inputs),
+        product(coupling, operand, signed, "exact", inputs),
         product(operand, operand, signed, "wilder", dim),
         exp_table(0.05),
         Squash.for_scales(0.01, operand),
         3,
     )
-    network = QNetwork((inputs, 1, dim_in), operand, (layer,), TABLES)
+    used = {p.component: TABLES[p.component] for p in layer.products().values()}
+    network = QNetwork((inputs, 1, dim_in), operand, (layer,), used)
     network.check()
     result = check(network, 3, 4, 4, tmp_path)
     assert result["first_mismatch"] is None

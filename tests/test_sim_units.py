@@ -20,12 +20,17 @@ from sim.runner import simulate
 
 SEED = 20
 PORTS = "(input [7:0] A, input [7:0] B, output [15:0] O)"
-# One multiplier as it should be, one that is wrong in every way: it does not commute, and 0 * 0 is not 0.
+# A multiplier as it should be and one that is wrong in every way: it does not commute, and 0 * 0 is not 0. Two of each:
+# of unsigned operands, and of operands in two's complement.
 MULTIPLIERS = f"""
 module exact {PORTS}; assign O = A * B; endmodule
 module wild {PORTS}; assign O = (A * B) ^ {{B, A}} ^ 16'h5a5a; endmodule
+module signed_exact {PORTS}; assign O = $signed(A) * $signed(B); endmodule
+module signed_wild {PORTS}; wire [15:0] p = $signed(A) * $signed(B); assign O = p ^ {{A, B}} ^ 16'ha5a5; endmodule
 """
-KINDS = (MultiplierKind("exact", "exact"), MultiplierKind("wild", "wild"))
+SIGNED = (False, True, False, True)
+KINDS = tuple(MultiplierKind(name, name, signed=signed)
+              for name, signed in zip(("exact", "signed_exact", "wild", "signed_wild"), SIGNED, strict=True))
 
 
 def verilog(component: wiring.Component, name: str, folder: Path) -> Path:
@@ -35,9 +40,11 @@ def verilog(component: wiring.Component, name: str, folder: Path) -> Path:
 
 
 def multipliers(folder: Path) -> tuple[Path, str]:
-    """The Verilog of MULTIPLIERS, and the file of their tables (2, 256, 256)."""
+    """The Verilog of MULTIPLIERS, and the file of the tables of KINDS (4, 256, 256)."""
     a, b = np.mgrid[:256, :256]
-    np.save(folder / "tables.npy", np.stack([a * b, (a * b) ^ (b << 8 | a) ^ 0x5A5A]).astype(np.uint16))
+    sa, sb = a - 256 * (a > 127), b - 256 * (b > 127)
+    tables = [a * b, sa * sb, (a * b) ^ (b << 8 | a) ^ 0x5A5A, (sa * sb) ^ (a << 8 | b) ^ 0xA5A5]
+    np.save(folder / "tables.npy", np.stack(tables).astype(np.uint16))
     (folder / "multipliers.v").write_text(MULTIPLIERS)
     return folder / "multipliers.v", str(folder / "tables.npy")
 
@@ -45,8 +52,9 @@ def multipliers(folder: Path) -> tuple[Path, str]:
 def test_pe(tmp_path: Path) -> None:
     source, tables = multipliers(tmp_path)
     sources = [source, verilog(PE(KINDS), "pe", tmp_path)]
-    told = simulate(sources, "pe", "sim.bench_pe", {"tables": tables, "pairs": 250}, SEED, tmp_path)
-    assert told["checked"] > 4000
+    told = simulate(sources, "pe", "sim.bench_pe", {"tables": tables, "signed": SIGNED, "pairs": 250}, SEED,
+                    tmp_path)  # fmt: skip
+    assert told["checked"] > 5000
     assert told["negative"] > 500
     assert told["idle"] > 100
 
@@ -56,9 +64,11 @@ def test_array(tmp_path: Path, rows: int, columns: int, affine: bool) -> None:
     source, tables = multipliers(tmp_path)
     parameters = Parameters(KINDS, rows, columns, affine)
     sources = [source, verilog(PE(KINDS), "pe", tmp_path), verilog(Array(parameters), "array", tmp_path)]
-    inputs = {"tables": tables, "rows": rows, "columns": columns, "affine": affine, "jobs": 40, "words": 20}
-    told = simulate(sources, "array", "sim.bench_array", inputs, SEED, tmp_path, isolate_modules=["exact", "wild"])
-    assert told["sums"] == 800 * columns
+    inputs = {"tables": tables, "signed": SIGNED, "rows": rows, "columns": columns, "affine": affine, "jobs": 80,
+              "words": 20}  # fmt: skip
+    isolated = [kind.module for kind in KINDS]
+    told = simulate(sources, "array", "sim.bench_array", inputs, SEED, tmp_path, isolate_modules=isolated)
+    assert told["sums"] == 1600 * columns
     assert told["greatest"] > 60_000 * rows  # near the width's limit
 
 

@@ -21,7 +21,6 @@ from model.emulation.kernel_sums import KernelSums
 from model.emulation.terms import term_table
 from model.errors import RedcaneError
 from model.qnetwork import (
-    COUPLING_ONE,
     Adder,
     QAdd,
     QClassCaps,
@@ -173,10 +172,10 @@ def squash(unit: Squash, q: Tensor) -> Tensor:
 
 
 def softmax(layer: Routed, b: Tensor) -> Tensor:
-    """Coupling coefficients (N, J, I) of logits (N, J, I), over j."""
+    """Coupling coefficients (N, J, I) of logits (N, J, I), over j; their highest code stands for 1."""
     table = torch.from_numpy(layer.exp_table.astype(np.int64)).to(b.device)
     e = table[(b.amax(dim=1, keepdim=True) - b).int()]
-    r = torch.div(COUPLING_ONE << 16, e.sum(dim=1, keepdim=True), rounding_mode="floor")
+    r = torch.div(layer.weighted_sum.a.hi << 16, e.sum(dim=1, keepdim=True), rounding_mode="floor")
     return ((e * r + (1 << 15)) >> 16).short()
 
 

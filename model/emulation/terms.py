@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import RedcaneError
-from model.qnetwork import Coding, Product, Table
+from model.multipliers.product_table import Table, check_table
+from model.qnetwork import Coding, Product
 
 
 def code_values(coding: Coding) -> NDArray[np.int64]:
@@ -21,11 +21,13 @@ def code_values(coding: Coding) -> NDArray[np.int64]:
 def term_table(product: Product, table: Table) -> NDArray[np.int32]:
     """The term of every pair of operand bytes: (256, 256), row = byte of A, column = byte of B.
 
-    Raises RedcaneError when the table is not 256 x 256 of uint16.
+    Terms of uint16 tables without zero points lie within -65535 ... 65535, those of int16 tables (the twos-complement
+    format) within 16 bits. Raises RedcaneError when the table is not 256 x 256 of uint16 or int16.
     """
-    if table.shape != (256, 256) or table.dtype != np.uint16:
-        raise RedcaneError(f"{product.component}: a table of {table.shape} {table.dtype} is not 256 x 256 of uint16")
+    check_table(product.component, table)
     a, b = code_values(product.a)[:, None], code_values(product.b)[None, :]
+    if product.format == "twos-complement":
+        return table[a & 255, b & 255].astype(np.int32)
     if product.format == "affine":
         za, zb = product.a.zero_point, product.b.zero_point
         return (table[a, b].astype(np.int64) - zb * a - za * b + za * zb).astype(np.int32)

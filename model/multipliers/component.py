@@ -8,11 +8,10 @@ from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import NDArray
 
-from model.files import digest
-from model.multipliers.error_figures import EXACT, ErrorFigures, error_figures
+from model.multipliers.error_figures import ErrorFigures, error_figures
 from model.multipliers.gates import Ports
+from model.multipliers.product_table import Table, exact_table, is_signed, table_digest
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Multiplier:
-    """An unsigned 8 x 8 multiplier, exact or approximate."""
+    """An 8 x 8 multiplier of unsigned or of two's complement operands, exact or approximate."""
 
     name: str
     module: str
@@ -36,8 +35,8 @@ class Multiplier:
     verilog: str
     """The text of the whole file, helper modules included."""
     ports: Ports
-    table: NDArray[np.uint16]
-    """The products, uint16 [256, 256], indexed [a, b]; read-only."""
+    table: Table
+    """The products, [256, 256], indexed [a, b]; read-only. Its type says what the operands are (product_table)."""
     cost: Cost
     provenance: str
     """Where the circuit comes from."""
@@ -48,7 +47,12 @@ class Multiplier:
     @property
     def is_exact(self) -> bool:
         """Whether every product is a * b."""
-        return bool(np.array_equal(self.table, EXACT))
+        return bool(np.array_equal(self.table, exact_table(self.signed)))
+
+    @property
+    def signed(self) -> bool:
+        """Whether operands and products are in two's complement."""
+        return is_signed(self.table)
 
     @property
     def commutes(self) -> bool:
@@ -64,8 +68,3 @@ class Multiplier:
     def table_sha256(self) -> str:
         """What identifies the circuit's function: see `table_digest`."""
         return table_digest(self.table)
-
-
-def table_digest(table: NDArray[np.uint16]) -> str:
-    """SHA-256 (hex) of a product table's 131,072 bytes: little-endian uint16, row by row, a row for each a."""
-    return digest(table.astype("<u2").tobytes())

@@ -1,8 +1,9 @@
 """The error of an approximate multiplier as numbers, for uniform operands or for those that a layer really sees.
 
-With P = a * b and P' the approximate product, the noise magnitude and average of the ReD-CaNe paper (Sec. III-B) are
-NM = std(P - P') / R and NA = mean(P - P') / R with R = 65535. Its Eq. 2 writes the other sign for NA; this one and
-this R are what its Table IV holds. NM is the deviation about the mean, not about zero.
+With P = a * b (of two's complement numbers for a table of type int16) and P' the approximate product, the noise
+magnitude and average of the ReD-CaNe paper (Sec. III-B) are NM = std(P - P') / R and NA = mean(P - P') / R with
+R = 65535. Its Eq. 2 writes the other sign for NA; this one and this R are what its Table IV holds. NM is the deviation
+about the mean, not about zero.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from model.errors import RedcaneError
+from model.multipliers.product_table import Table, exact_table, is_signed
 
 RANGE = 65535
-"""R, the largest value of a 16-bit product."""
+"""R, the range of a 16-bit product."""
 
-EXACT = np.multiply.outer(np.arange(256, dtype=np.int64), np.arange(256, dtype=np.int64))
-"""The exact products, int64 [256, 256], indexed [a, b]."""
+EXACT = exact_table(signed=False).astype(np.int64)
+"""The exact products of unsigned operands, int64 [256, 256], indexed [a, b]."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ErrorFigures:
     ep: float
     """Error probability, 0 to 1."""
     mre: float
-    """Mean relative error |P - P'| / P over the pairs with P > 0, as EvoApproxLib states it."""
+    """Mean relative error |P - P'| / |P| over the pairs with P other than 0, as EvoApproxLib states it."""
 
     @property
     def mae_percent(self) -> float:
@@ -59,16 +61,21 @@ def joint_weights(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     return np.multiply.outer(_weights(a, (256,)), _weights(b, (256,)))
 
 
-def error_figures(table: NDArray[np.uint16], weights: ArrayLike | None = None,
-                  negated: ArrayLike | None = None) -> ErrorFigures:
-    """The error figures of a product table, uint16 [256, 256] as [a, b].
+def products_and_errors(table: Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """P and P - P' of a product table, int64 [256, 256]."""
+    exact = exact_table(is_signed(table)).astype(np.int64)
+    return exact, exact - table.astype(np.int64)
+
+
+def error_figures(table: Table, weights: ArrayLike | None = None, negated: ArrayLike | None = None) -> ErrorFigures:
+    """The error figures of a product table, [256, 256] as [a, b].
 
     `weights` [256, 256] say how often each operand pair occurs (counts will do); without them all occur alike. In the
     sign-magnitude format `weights` count the pairs whose product is added and `negated` those whose product is
     subtracted: the error of the latter has the other sign, which NA and NM see. Raises RedcaneError for weights of
     another shape, negative or not finite ones, and for weights that are all zero.
     """
-    error = EXACT - table.astype(np.int64)
+    exact, error = products_and_errors(table)
     added = np.ones((256, 256)) if weights is None else _weights(weights, (256, 256))
     subtracted = np.zeros((256, 256)) if negated is None else _weights(negated, (256, 256))
     both = added + subtracted
@@ -78,14 +85,14 @@ def error_figures(table: NDArray[np.uint16], weights: ArrayLike | None = None,
     mean = float(((added - subtracted) * error).sum() / total)
     deviation = added * np.square(error - mean) + subtracted * np.square(error + mean)
     magnitude = np.abs(error)
-    relative = np.where(EXACT > 0, magnitude / np.maximum(EXACT, 1), 0)
+    relative = np.where(exact != 0, magnitude / np.maximum(np.abs(exact), 1), 0)
     return ErrorFigures(
         na=mean / RANGE,
         nm=float(np.sqrt(deviation.sum() / total)) / RANGE,
         mae=float((both * magnitude).sum() / total),
         wce=int(magnitude[both > 0].max()),
         ep=float(both[error != 0].sum() / total),
-        mre=float((both * relative).sum() / max(both[EXACT > 0].sum(), np.finfo(float).tiny)),
+        mre=float((both * relative).sum() / max(both[exact != 0].sum(), np.finfo(float).tiny)),
     )
 
 

@@ -22,9 +22,9 @@ from typing import IO, cast
 from platformdirs import user_cache_dir
 
 from model.errors import RedcaneError
-from model.multipliers.component import table_digest
 from model.multipliers.library import Library, circuits_in, import_folder
 from model.multipliers.netlist import extract_many
+from model.multipliers.product_table import table_digest
 
 URL = "https://github.com/ehw-fit/evoapproxlib/archive/refs/tags/v1.0.tar.gz"
 ARCHIVE_LIMIT = 256 * 2**20  # bytes

@@ -23,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import RedcaneError
 from model.files import digest, read_bounded, replace_folder
-from model.multipliers.component import Cost, Multiplier, table_digest
+from model.multipliers.component import Cost, Multiplier
 from model.multipliers.costs import Costs, Measured, costs, load_measured
 from model.multipliers.netlist import TRANSISTOR_FLOW, Circuit, Extracted, extract_many, read_verilog
+from model.multipliers.product_table import kind_of_operands, table_digest
 from model.yosys import yosys_version
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -73,10 +74,15 @@ class Library:
 
     @property
     def exact(self) -> Multiplier:
-        """The cheapest exact multiplier; RedcaneError where the library has none."""
-        exact = [c for c in self.components.values() if c.is_exact]
+        """The cheapest exact multiplier of unsigned operands; RedcaneError where the library has none."""
+        return self.exact_of(signed=False)
+
+    def exact_of(self, signed: bool) -> Multiplier:
+        """The cheapest exact multiplier of signed or unsigned operands; RedcaneError where the library has none."""
+        exact = [c for c in self.components.values() if c.is_exact and c.signed == signed]
         if not exact:
-            raise RedcaneError(f"the library {self.name} holds no exact multiplier: add one and import it again")
+            raise RedcaneError(f"the library {self.name} holds no exact multiplier of {kind_of_operands(signed)} "
+                               "operands: add one and import it again")
         return min(exact, key=self.cost)
 
     def get(self, name: str) -> Multiplier:

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats  # type: ignore[import-untyped]  # it has no stubs
 
 from model.errors import RedcaneError
-from model.multipliers.error_figures import EXACT
+from model.multipliers.error_figures import products_and_errors
+from model.multipliers.product_table import Table
 
 TERMS = (1, 9, 81)
 SAMPLES = 100_000
@@ -63,13 +64,13 @@ class ErrorProfile:
 
 
 def sample_errors(
-    table: NDArray[np.uint16],
+    table: Table,
     terms: int,
     samples: int = SAMPLES,
     seed: int = 0,
     weights: ArrayLike | None = None,
 ) -> NDArray[np.int64]:
-    """Errors P' - P of `samples` sums of `terms` products of a table, uint16 [256, 256] as [a, b].
+    """Errors P' - P of `samples` sums of `terms` products of a table, [256, 256] as [a, b].
 
     Operand pairs are drawn uniformly, or as often as `weights` [256, 256] say. Raises RedcaneError for less than one
     term, fewer than eight samples, or weights that are no distribution.
@@ -77,7 +78,7 @@ def sample_errors(
     if terms < 1 or samples < 8:
         raise RedcaneError("an error profile takes at least one term and eight samples")
     random = np.random.default_rng(seed)
-    errors = (table.astype(np.int64) - EXACT).reshape(-1)
+    errors = -products_and_errors(table)[1].reshape(-1)
     if weights is None:
         return errors[random.integers(0, 65536, (terms, samples))].sum(axis=0)
     share = np.asarray(weights, np.float64).reshape(-1)
