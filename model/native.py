@@ -22,7 +22,8 @@ _COMPILERS = ("g++", "clang++", "c++")
 
 @cache
 def load(source: Path, tuning: str | None = None) -> ctypes.CDLL:
-    """The library of a C++ source file, compiled by `$CXX` or the first of g++, clang++ and c++ that there is.
+    """The library of a C++ source file and the headers beside it, compiled by `$CXX` or the first of g++,
+    clang++ and c++ that there is.
 
     `tuning` is one more option, such as `-march=native`, and is left out where the compiler does not know it. Kept in
     `$REDCANE_CACHE` (or the user's cache folder) by its source, options, compiler and machine. Raises RedcaneError when
@@ -38,7 +39,8 @@ def load(source: Path, tuning: str | None = None) -> ctypes.CDLL:
             flags = (*_FLAGS, tuning)
         except RedcaneError:
             pass
-    key = "\0".join((digest(source), *flags, compiler, version, platform.machine()))
+    sources = (source, *sorted(source.parent.glob("*.h")))
+    key = "\0".join((*map(digest, sources), *flags, compiler, version, platform.machine()))
     library = cache_folder() / "native" / f"{source.stem}-{digest(key.encode())[:32]}.so"
     if library.is_file():
         try:

@@ -6,7 +6,7 @@ channels beside each other; a convolution's windows are read where they lie in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,20 +14,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.emulation.costs import fastest
 from model.emulation.gather_sums import Routing
-from model.emulation.lookup import Bytes, Plan, Shape, column_sums, compile_plan, requantize, sums
-from model.qnetwork import QClassCaps, QConv, QNetwork, Requantizer, Routed, convolution_of
+from model.emulation.lookup import VECTOR, Bytes, Operand, Shape, requantize, sums
+from model.emulation.plan import Plan, table_plan
+from model.qnetwork import Product, QClassCaps, QConv, QNetwork, Requantizer, Routed, convolution_of
 
-_VECTOR = 64  # lanes: rows of weights begin at multiples
+Choice = Callable[[Product, NDArray[np.int32], str], Plan]
+"""The plan of a product's terms at a level of the machine."""
 
 
 class KernelSums:
-    """Accumulators of the operations of one network; `terms` are its operations' term tables (int32, [a, b])."""
+    """Accumulators of the operations of one network; `terms` are its operations' term tables (int32, [a, b]).
 
-    def __init__(self, network: QNetwork, terms: dict[str, NDArray[np.int32]], level: str) -> None:
+    Weights are laid out once, for the plan that is chosen: the fastest. Votes are operand b anew for every image, and
+    few sums share one: their plans only look up.
+    """
+
+    def __init__(
+        self, network: QNetwork, terms: dict[str, NDArray[np.int32]], level: str, choose: Choice = fastest
+    ) -> None:
         self._level, self._threads = level, torch.get_num_threads()
-        self._plans = {key: compile_plan(product, terms[key]) for key, product, _ in network.products()}
-        self._weights: dict[str, tuple[Bytes, NDArray[np.int32]]] = {}
+        self._plans: dict[str, Plan] = {}
+        self._weights: dict[str, tuple[Operand, NDArray[np.int32]]] = {}
+        for key, product, _ in network.products():
+            weighted = key.endswith((".mac", ".votes"))
+            self._plans[key] = choose(product, terms[key], level) if weighted else table_plan(product, terms[key])
         for layer in network.layers:
             if isinstance(layer, QClassCaps):
                 inputs, dim_in, *out = layer.weights.shape
@@ -40,15 +52,10 @@ class KernelSums:
     def _prepare(self, key: str, weights: NDArray[np.int16], bias: NDArray[np.int32]) -> None:
         """Lay out weights (groups, terms, lanes) for the kernel, and add what they contribute to the bias (lanes,)."""
         groups, terms, lanes = weights.shape
-        padded = np.zeros((groups, terms, _padded(lanes)), np.int16)
+        padded = np.zeros((groups, terms, -(-lanes // VECTOR) * VECTOR), np.int16)
         padded[..., :lanes] = weights
-        laid = self._plans[key].encode(padded)
-        constants = column_sums(self._plans[key], laid, groups, terms, lanes, padded[0].size, padded.shape[2])
-        self._weights[key] = laid, constants + bias  # modulo 2^32
-
-    def _sums(self, plan: Plan, shape: Shape, a: Bytes, a_rows: NDArray[np.int64], b: Bytes,
-              init: NDArray[np.int32], out: NDArray[np.int32]) -> None:  # fmt: skip
-        sums(plan, self._level, self._threads, shape, a, a_rows, b, init, out)
+        operand = Operand(self._plans[key], padded)
+        self._weights[key] = operand, operand.columns[:, :lanes] + bias  # modulo 2^32
 
     def convolution(self, key: str, conv: QConv, x: Tensor) -> Tensor:
         """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
@@ -63,10 +70,11 @@ class KernelSums:
         weights, init = self._weights[key]
         out = np.empty((n, rows, columns, cout), np.int32)
         shape = Shape(
-            groups=1, rows=begins.size, terms=kh * kw * cin, lanes=cout, b_term=_padded(cout), out_row=cout,
+            groups=1, rows=begins.size, terms=kh * kw * cin, lanes=cout, out_row=cout,
             segments=kh, a_segment=width * cin,
         )  # fmt: skip
-        self._sums(self._plans[key], shape, a, begins.reshape(-1).astype(np.int64), weights, init, out)
+        begins = begins.reshape(-1).astype(np.int64)
+        sums(self._plans[key], self._level, self._threads, shape, a, begins, weights, init, out)
         return torch.from_numpy(out)
 
     def votes(self, layer: QClassCaps, u: Tensor) -> Tensor:
@@ -76,40 +84,36 @@ class KernelSums:
         weights, init = self._weights[key]
         out = np.empty((n, inputs, classes, dim), np.int32)
         shape = Shape(
-            groups=inputs, rows=n, terms=dim_in, lanes=lanes, b_term=_padded(lanes), out_row=inputs * lanes,
-            a_group=dim_in, b_group=dim_in * _padded(lanes), init_group=lanes, out_group=lanes,
+            groups=inputs, rows=n, terms=dim_in, lanes=lanes, out_row=inputs * lanes,
+            a_group=dim_in, init_group=lanes, out_group=lanes,
         )  # fmt: skip
-        self._sums(self._plans[key], shape, _bytes(u), np.arange(n) * (inputs * dim_in), weights, init, out)
+        begins = np.arange(n) * (inputs * dim_in)
+        sums(self._plans[key], self._level, self._threads, shape, _bytes(u), begins, weights, init, out)
         return torch.from_numpy(out)
 
     def routing(self, layer: Routed, votes: Tensor) -> Routing:
         """The two sums over the codes of votes (N, I, J, D), as groups of a single row: one of each image and class."""
         n, inputs, classes, dim = votes.shape
-        weighing, agreeing = (self._plans[f"{layer.name}.{name}"] for name in ("weighted_sum", "agreement"))
-        one = np.zeros(1, np.int64)
-        by_input = weighing.encode(votes.permute(0, 2, 1, 3).contiguous().numpy())  # (N, J, I, D)
-        by_element = agreeing.encode(votes.permute(0, 2, 3, 1).contiguous().numpy())  # (N, J, D, I)
         groups = n * classes
-        to_sums = column_sums(weighing, by_input, groups, inputs, dim, inputs * dim, dim)
-        to_agreements = column_sums(agreeing, by_element, groups, dim, inputs, inputs * dim, inputs)
+        weighing, agreeing = (self._plans[f"{layer.name}.{name}"] for name in ("weighted_sum", "agreement"))
+        by_input = Operand(weighing, votes.permute(0, 2, 1, 3).reshape(groups, inputs, dim).numpy())
+        by_element = Operand(agreeing, votes.permute(0, 2, 3, 1).reshape(groups, dim, inputs).numpy())
+
+        def one_row(plan: Plan, a: Tensor, b: Operand) -> NDArray[np.int32]:
+            """The sums (N, J, lanes) of a (N, J, terms)."""
+            out = np.empty((n, classes, b.lanes), np.int32)
+            shape = Shape(
+                groups=groups, rows=1, terms=b.terms, lanes=b.lanes, out_row=0,
+                a_group=b.terms, init_group=b.lanes, out_group=b.lanes,
+            )  # fmt: skip
+            sums(plan, self._level, self._threads, shape, _bytes(a), np.zeros(1, np.int64), b, b.columns, out)
+            return out
 
         def weighted_sum(k: Tensor) -> Tensor:
-            out = np.empty((n, classes, dim), np.int32)
-            shape = Shape(
-                groups=groups, rows=1, terms=inputs, lanes=dim, b_term=dim, out_row=0,
-                a_group=inputs, b_group=inputs * dim, init_group=dim, out_group=dim,
-            )  # fmt: skip
-            self._sums(weighing, shape, _bytes(k), one, by_input, to_sums, out)
-            return torch.from_numpy(out)
+            return torch.from_numpy(one_row(weighing, k, by_input))
 
         def agreement(v: Tensor) -> Tensor:
-            out = np.empty((n, classes, inputs), np.int32)
-            shape = Shape(
-                groups=groups, rows=1, terms=dim, lanes=inputs, b_term=inputs, out_row=0,
-                a_group=dim, b_group=inputs * dim, init_group=inputs, out_group=inputs,
-            )  # fmt: skip
-            self._sums(agreeing, shape, _bytes(v), one, by_element, to_agreements, out)
-            return torch.from_numpy(out).mT
+            return torch.from_numpy(one_row(agreeing, v, by_element)).mT
 
         return weighted_sum, agreement
 
@@ -126,10 +130,6 @@ class KernelSums:
             yield
         finally:
             torch.set_num_threads(self._threads)
-
-
-def _padded(lanes: int) -> int:
-    return -(-lanes // _VECTOR) * _VECTOR
 
 
 def _bytes(codes: Tensor) -> Bytes:

@@ -1,59 +1,26 @@
-// Exact sums of table lookups: out[m, n] = init[n] + sum over k of (value[a[m, k]][b[k, n]] + row[a[m, k]]), modulo 2^32.
+// Exact sums of a product's terms, modulo 2^32:
+// out[m, n] = init[n] + sum over k of (value[a[m, k]][b[k, n]] + row[a[m, k]] + the sum over r of u[r][a] * w[r][k, n])
 //
 // One activation byte a picks a row of the table, which then lies in registers, split into byte planes; a vector of
 // weight bytes b picks from it, one output channel in each lane. The bytes are summed in 16 bits over at most `BLOCK`
 // terms, then in 32. A "folded" table has 128 entries: bit 7 of b complements what bits 6-0 pick (a negated term is its
 // complement plus a constant, and the constants are sums over weights alone: the caller's `init`).
 
-#include <algorithm>
 #include <atomic>
-#include <cstdint>
-#include <cstring>
 #include <system_error>
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define X86 1
-#endif
+#include "plan.h"
+#include "products.h"
+#include "table_avx2.h"
+#include "table_avx512.h"
 
 namespace {
 
 constexpr int64_t BLOCK = 128;  // 128 * 255 < 2^15: sums of bytes stay signed 16-bit numbers
-constexpr int64_t VECTOR = 64;  // lanes that a micro-kernel's step has; b may be read up to the next multiple
 constexpr int64_t LANES = 256;
 constexpr int64_t ROWS = 64;
-
-}  // namespace
-
-extern "C" {
-
-struct Plan {
-    const int32_t *values;  // [256][256], below 2^24: what the portable path reads
-    const uint8_t *planes;  // [256][planes][entries]: their bytes, the low one first
-    const uint8_t *deltas;  // the same, each 16 entries xor those before them within 128
-    const int32_t *row;     // [256] or null
-    int32_t n_planes;       // 2 or 3
-    int32_t folded;         // 128 entries, else 256 (and 2 planes)
-};
-
-// Of each group: `rows` sums over `terms` for each of `lanes`. A row of a is `segments` runs of terms / segments bytes.
-struct Job {
-    const uint8_t *a;
-    const uint8_t *b;
-    const int32_t *init;
-    int32_t *out;
-    const int64_t *a_rows;  // [rows]: where each row of a group begins
-    int64_t groups, rows, terms, lanes;
-    int64_t segments, a_segment;
-    int64_t a_group, b_group, init_group, out_group;
-    int64_t b_term;  // from one term's lanes to the next's
-    int64_t out_row;
-};
-}
-
-namespace {
 
 using Micro = void (*)(const Plan &, const uint8_t *a, int64_t terms, const uint8_t *b, int64_t b_term,
                        int64_t lanes, int32_t *sums);
@@ -67,201 +34,92 @@ void micro_portable(const Plan &plan, const uint8_t *a, int64_t terms, const uin
     }
 }
 
-#ifdef X86
-
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi")))
-#define AVX2 __attribute__((target("avx2")))
-
-// sums += the lanes of `all` (bytes summed as words, the odd ones in the high half) and `odd`, plane by plane
-template <int PLANES>
-AVX512 inline void flush512(const __m512i (&all)[PLANES], const __m512i (&odd)[PLANES], int32_t *sums) {
-    __m512i low[PLANES], high[PLANES];  // 16 lanes of words in each 128 bits: first and last eight
-    for (int i = 0; i < PLANES; i++) {
-        const __m512i even = _mm512_sub_epi16(all[i], _mm512_slli_epi16(odd[i], 8));
-        low[i] = _mm512_unpacklo_epi16(even, odd[i]);
-        high[i] = _mm512_unpackhi_epi16(even, odd[i]);
-    }
-    const __m512i weights = _mm512_set1_epi32(256 << 16 | 1), zero = _mm512_setzero_si512();
-    __m512i q[4] = {_mm512_madd_epi16(_mm512_unpacklo_epi16(low[0], low[1]), weights),
-                    _mm512_madd_epi16(_mm512_unpackhi_epi16(low[0], low[1]), weights),
-                    _mm512_madd_epi16(_mm512_unpacklo_epi16(high[0], high[1]), weights),
-                    _mm512_madd_epi16(_mm512_unpackhi_epi16(high[0], high[1]), weights)};
-    if constexpr (PLANES == 3) {  // zero below, the plane above: times 2^16
-        q[0] = _mm512_add_epi32(q[0], _mm512_unpacklo_epi16(zero, low[2]));
-        q[1] = _mm512_add_epi32(q[1], _mm512_unpackhi_epi16(zero, low[2]));
-        q[2] = _mm512_add_epi32(q[2], _mm512_unpacklo_epi16(zero, high[2]));
-        q[3] = _mm512_add_epi32(q[3], _mm512_unpackhi_epi16(zero, high[2]));
-    }
-    // q[t] holds lanes 16 i + 4 t ... + 3 in its 128 bits i: transpose
-    const __m512i r0 = _mm512_shuffle_i32x4(q[0], q[1], 0x44), r1 = _mm512_shuffle_i32x4(q[2], q[3], 0x44);
-    const __m512i r2 = _mm512_shuffle_i32x4(q[0], q[1], 0xee), r3 = _mm512_shuffle_i32x4(q[2], q[3], 0xee);
-    const __m512i in_order[4] = {_mm512_shuffle_i32x4(r0, r1, 0x88), _mm512_shuffle_i32x4(r0, r1, 0xdd),
-                                 _mm512_shuffle_i32x4(r2, r3, 0x88), _mm512_shuffle_i32x4(r2, r3, 0xdd)};
-    for (int i = 0; i < 4; i++)
-        _mm512_storeu_si512(sums + 16 * i, _mm512_add_epi32(_mm512_loadu_si512(sums + 16 * i), in_order[i]));
-}
-
-// `WIDE` vectors of lanes at once
-template <int PLANES, bool FOLDED, int WIDE>
-AVX512 inline void wide512(const uint8_t *table, const uint8_t *a, int64_t terms, const uint8_t *b, int64_t b_term,
-                           int32_t *sums) {
-    constexpr int REGISTERS = FOLDED ? 2 : 4;
-    const __m512i ones = _mm512_set1_epi8(-1);
-    __m512i all[WIDE][PLANES], odd[WIDE][PLANES];
-    for (int v = 0; v < WIDE; v++)
-        for (int i = 0; i < PLANES; i++) all[v][i] = odd[v][i] = _mm512_setzero_si512();
-    for (int64_t k = 0; k < terms; k++, b += b_term) {
-        const uint8_t *row = table + int64_t(a[k]) * (PLANES * REGISTERS * 64);
-        __m512i t[PLANES][REGISTERS];
-        for (int i = 0; i < PLANES; i++)
-            for (int j = 0; j < REGISTERS; j++) t[i][j] = _mm512_loadu_si512(row + 64 * (i * REGISTERS + j));
-        for (int v = 0; v < WIDE; v++) {
-            const __m512i index = _mm512_loadu_si512(b + 64 * v);
-            const __mmask64 top = _mm512_movepi8_mask(index);
-            for (int i = 0; i < PLANES; i++) {
-                __m512i picked = _mm512_permutex2var_epi8(t[i][0], index, t[i][1]);
-                if constexpr (FOLDED)
-                    picked = _mm512_mask_sub_epi8(picked, top, ones, picked);
-                else
-                    picked = _mm512_mask_blend_epi8(top, picked, _mm512_permutex2var_epi8(t[i][2], index, t[i][3]));
-                all[v][i] = _mm512_add_epi16(all[v][i], picked);
-                odd[v][i] = _mm512_add_epi16(odd[v][i], _mm512_srli_epi16(picked, 8));
-            }
-        }
-    }
-    for (int v = 0; v < WIDE; v++) flush512<PLANES>(all[v], odd[v], sums + 64 * v);
-}
-
-template <int PLANES, bool FOLDED, int WIDE>
-AVX512 void micro512(const Plan &plan, const uint8_t *a, int64_t terms, const uint8_t *b, int64_t b_term,
-                     int64_t lanes, int32_t *sums) {
-    int64_t n = 0;
-    for (; n + VECTOR * (WIDE - 1) < lanes; n += VECTOR * WIDE)
-        wide512<PLANES, FOLDED, WIDE>(plan.planes, a, terms, b + n, b_term, sums + n);
-    if constexpr (WIDE > 2)
-        for (; n + VECTOR < lanes; n += VECTOR * 2)
-            wide512<PLANES, FOLDED, 2>(plan.planes, a, terms, b + n, b_term, sums + n);
-    for (; n < lanes; n += VECTOR) wide512<PLANES, FOLDED, 1>(plan.planes, a, terms, b + n, b_term, sums + n);
-}
-
-template <int PLANES>
-AVX2 inline void flush256(const __m256i (&all)[PLANES], const __m256i (&odd)[PLANES], int32_t *sums) {
-    __m256i low[PLANES], high[PLANES];
-    for (int i = 0; i < PLANES; i++) {
-        const __m256i even = _mm256_sub_epi16(all[i], _mm256_slli_epi16(odd[i], 8));
-        low[i] = _mm256_unpacklo_epi16(even, odd[i]);
-        high[i] = _mm256_unpackhi_epi16(even, odd[i]);
-    }
-    const __m256i weights = _mm256_set1_epi32(256 << 16 | 1), zero = _mm256_setzero_si256();
-    __m256i q[4] = {_mm256_madd_epi16(_mm256_unpacklo_epi16(low[0], low[1]), weights),
-                    _mm256_madd_epi16(_mm256_unpackhi_epi16(low[0], low[1]), weights),
-                    _mm256_madd_epi16(_mm256_unpacklo_epi16(high[0], high[1]), weights),
-                    _mm256_madd_epi16(_mm256_unpackhi_epi16(high[0], high[1]), weights)};
-    if constexpr (PLANES == 3) {
-        q[0] = _mm256_add_epi32(q[0], _mm256_unpacklo_epi16(zero, low[2]));
-        q[1] = _mm256_add_epi32(q[1], _mm256_unpackhi_epi16(zero, low[2]));
-        q[2] = _mm256_add_epi32(q[2], _mm256_unpacklo_epi16(zero, high[2]));
-        q[3] = _mm256_add_epi32(q[3], _mm256_unpackhi_epi16(zero, high[2]));
-    }
-    const __m256i in_order[4] = {_mm256_permute2x128_si256(q[0], q[1], 0x20), _mm256_permute2x128_si256(q[2], q[3], 0x20),
-                                 _mm256_permute2x128_si256(q[0], q[1], 0x31), _mm256_permute2x128_si256(q[2], q[3], 0x31)};
-    for (int i = 0; i < 4; i++) {
-        auto *place = reinterpret_cast<__m256i *>(sums + 8 * i);
-        _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), in_order[i]));
-    }
-}
-
-// Sixteen entries at a time: those of lower index than a lane's are cancelled by the xor, of higher give zero.
-constexpr int WIDE = 2;  // vectors: a step's lanes
-
-template <int PLANES>
-AVX2 inline void pick256(const uint8_t *tables, int64_t plane, __m256i (&index)[WIDE], __m256i (&picked)[WIDE][PLANES]) {
-    const __m256i sixteen = _mm256_set1_epi8(16);
-    for (int j = 0; j < 8; j++) {
-        for (int i = 0; i < PLANES; i++) {
-            const __m256i t = _mm256_broadcastsi128_si256(
-                _mm_loadu_si128(reinterpret_cast<const __m128i *>(tables + plane * i + 16 * j)));
-            for (int v = 0; v < WIDE; v++)
-                picked[v][i] = _mm256_xor_si256(picked[v][i], _mm256_shuffle_epi8(t, index[v]));
-        }
-        for (int v = 0; v < WIDE; v++) index[v] = _mm256_subs_epi8(index[v], sixteen);
-    }
-}
-
 template <int PLANES, bool FOLDED>
-AVX2 void micro256(const Plan &plan, const uint8_t *a, int64_t terms, const uint8_t *b, int64_t b_term, int64_t lanes,
-                   int32_t *sums) {
-    constexpr int64_t ENTRIES = FOLDED ? 128 : 256;
-    const __m256i top = _mm256_set1_epi8(-128), zero = _mm256_setzero_si256();
-    for (int64_t n = 0; n < lanes; n += 32 * WIDE) {
-        __m256i all[WIDE][PLANES], odd[WIDE][PLANES];
-        for (int v = 0; v < WIDE; v++)
-            for (int i = 0; i < PLANES; i++) all[v][i] = odd[v][i] = zero;
-        for (int64_t k = 0; k < terms; k++) {
-            const uint8_t *tables = plan.deltas + a[k] * (PLANES * ENTRIES);
-            __m256i index[WIDE], picked[WIDE][PLANES], bytes[WIDE];
-            for (int v = 0; v < WIDE; v++) {
-                bytes[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b + k * b_term + n + 32 * v));
-                index[v] = FOLDED ? _mm256_andnot_si256(top, bytes[v]) : bytes[v];
-                for (int i = 0; i < PLANES; i++)  // a folded table's negative lanes begin as ones: a complement
-                    picked[v][i] = FOLDED ? _mm256_cmpgt_epi8(zero, bytes[v]) : zero;
-            }
-            pick256<PLANES>(tables, ENTRIES, index, picked);
-            if constexpr (!FOLDED) {
-                for (int v = 0; v < WIDE; v++) index[v] = _mm256_xor_si256(bytes[v], top);
-                pick256<PLANES>(tables + 128, ENTRIES, index, picked);
-            }
-            for (int v = 0; v < WIDE; v++)
-                for (int i = 0; i < PLANES; i++) {
-                    all[v][i] = _mm256_add_epi16(all[v][i], picked[v][i]);
-                    odd[v][i] = _mm256_add_epi16(odd[v][i], _mm256_srli_epi16(picked[v][i], 8));
-                }
-        }
-        for (int v = 0; v < WIDE; v++) flush256<PLANES>(all[v], odd[v], sums + n + 32 * v);
-    }
-}
-#endif
-
-Micro choose(const Plan &plan, int32_t level) {
+Micro at(int32_t level) {
 #ifdef X86
-    const bool three = plan.n_planes == 3;
-    if (level >= 2)
-        return !plan.folded ? micro512<2, false, 4> : three ? micro512<3, true, 3> : micro512<2, true, 4>;
-    if (level == 1)
-        return !plan.folded ? micro256<2, false> : three ? micro256<3, true> : micro256<2, true>;
+    if (level >= 2) return micro512<PLANES, FOLDED, PLANES == 3 ? 3 : 4>;
+    if (level == 1) return micro256<PLANES, FOLDED>;
 #endif
     return micro_portable;
 }
 
+Micro choose_table(const Plan &plan, int32_t level) {
+    switch (plan.n_planes) {
+        case 0: return nullptr;
+        case 1: return plan.folded ? at<1, true>(level) : at<1, false>(level);
+        case 2: return plan.folded ? at<2, true>(level) : at<2, false>(level);
+        default: return at<3, true>(level);
+    }
+}
+
+// Copies terms k0 ... k1 - 1 of one row of operand a
+void gather_row(const Job &job, int64_t group, int64_t m, int64_t k0, int64_t k1, uint8_t *to) {
+    const uint8_t *from = job.a + group * job.a_group + job.a_rows[m];
+    const int64_t run = job.terms / job.segments;
+    for (int64_t k = k0; k < k1;) {
+        const int64_t segment = k / run, end = std::min(k1, (segment + 1) * run);
+        std::memcpy(to + (k - k0), from + segment * job.a_segment + (k - segment * run), size_t(end - k));
+        k = end;
+    }
+}
+
 // One tile of the output: some rows and some lanes of one group, all the terms
-void tile(const Plan &plan, const Job &job, Micro micro, int64_t group, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
-          int32_t *sums) {
-    const int64_t width = (n1 - n0 + VECTOR - 1) / VECTOR * VECTOR;
-    const int64_t blocks = (job.terms + BLOCK - 1) / BLOCK, run = job.terms / job.segments;
-    std::memset(sums, 0, sizeof(int32_t) * size_t((m1 - m0) * width));
-    std::vector<uint32_t> base(size_t(m1 - m0), 0);
+struct Tile {
+    const Plan &plan;
+    const Job &job;
+    int64_t group, m0, m1, n0, n1, width;
+    int32_t *sums;  // [m1 - m0][width]
+};
+
+void look_up(const Tile &t, Micro micro) {
+    const int64_t blocks = (t.job.terms + BLOCK - 1) / BLOCK;
     uint8_t a[BLOCK];
     for (int64_t block = 0; block < blocks; block++) {
-        const int64_t k0 = job.terms * block / blocks, k1 = job.terms * (block + 1) / blocks;
-        const uint8_t *b = job.b + group * job.b_group + k0 * job.b_term + n0;
-        for (int64_t m = m0; m < m1; m++) {
-            const uint8_t *from = job.a + group * job.a_group + job.a_rows[m];
-            for (int64_t k = k0; k < k1;) {
-                const int64_t segment = k / run, end = std::min(k1, (segment + 1) * run);
-                std::memcpy(a + (k - k0), from + segment * job.a_segment + (k - segment * run), size_t(end - k));
-                k = end;
-            }
-            if (plan.row)
-                for (int64_t k = 0; k < k1 - k0; k++) base[size_t(m - m0)] += uint32_t(plan.row[a[k]]);
-            micro(plan, a, k1 - k0, b, job.b_term, n1 - n0, sums + (m - m0) * width);
+        const int64_t k0 = t.job.terms * block / blocks, k1 = t.job.terms * (block + 1) / blocks;
+        const uint8_t *b = t.job.b + t.group * t.job.b_group + k0 * t.job.b_term + t.n0;
+        for (int64_t m = t.m0; m < t.m1; m++) {
+            gather_row(t.job, t.group, m, k0, k1, a);
+            micro(t.plan, a, k1 - k0, b, t.job.b_term, t.n1 - t.n0, t.sums + (m - t.m0) * t.width);
         }
     }
-    const int32_t *init = job.init + group * job.init_group;
-    for (int64_t m = m0; m < m1; m++) {
-        int32_t *out = job.out + group * job.out_group + m * job.out_row;
-        const int32_t *summed = sums + (m - m0) * width - n0;
-        for (int64_t n = n0; n < n1; n++)
-            out[n] = int32_t(uint32_t(summed[n]) + uint32_t(init[n]) + base[size_t(m - m0)]);
+}
+
+void multiply(const Tile &t, Products products) {
+    const int64_t rows = t.m1 - t.m0, pairs = (t.job.terms + 1) / 2;
+    std::vector<uint8_t> a(size_t(rows * 2 * PAIRS), 0);
+    std::vector<int16_t> x(size_t(rows * 2 * PAIRS));
+    for (int64_t p0 = 0; p0 < pairs; p0 += PAIRS) {
+        const int64_t p1 = std::min(pairs, p0 + PAIRS);  // the last may have half a pair: b's factor of the other is 0
+        for (int64_t m = 0; m < rows; m++)
+            gather_row(t.job, t.group, t.m0 + m, 2 * p0, std::min(t.job.terms, 2 * p1), a.data() + m * 2 * PAIRS);
+        for (int32_t r = 0; r < t.plan.rank; r++) {
+            const int16_t *u = t.plan.u + 256 * r;
+            for (int64_t m = 0; m < rows; m++)
+                for (int64_t k = 2 * PAIRS * m; k < 2 * (PAIRS * m + p1 - p0); k++) x[size_t(k)] = u[a[size_t(k)]];
+            for (int64_t n = t.n0; n < t.n1; n += VECTOR) {
+                const int64_t at = ((n / VECTOR * t.plan.rank + r) * pairs + p0) * 2 * VECTOR;
+                const int16_t *w = t.job.w + t.group * t.job.w_group + at;
+                products(x.data(), rows, p1 - p0, w, t.sums + (n - t.n0), t.width);
+            }
+        }
+    }
+}
+
+void compute(const Tile &t, Micro micro, Products products) {
+    std::memset(t.sums, 0, sizeof(int32_t) * size_t((t.m1 - t.m0) * t.width));
+    if (micro) look_up(t, micro);
+    if (t.plan.rank) multiply(t, products);
+    const int32_t *init = t.job.init + t.group * t.job.init_group;
+    std::vector<uint8_t> a(size_t(t.plan.row ? t.job.terms : 0));
+    for (int64_t m = t.m0; m < t.m1; m++) {
+        uint32_t base = 0;
+        if (t.plan.row) {
+            gather_row(t.job, t.group, m, 0, t.job.terms, a.data());
+            for (const uint8_t byte : a) base += uint32_t(t.plan.row[byte]);
+        }
+        int32_t *out = t.job.out + t.group * t.job.out_group + m * t.job.out_row;
+        const int32_t *summed = t.sums + (m - t.m0) * t.width - t.n0;
+        for (int64_t n = t.n0; n < t.n1; n++) out[n] = int32_t(uint32_t(summed[n]) + uint32_t(init[n]) + base);
     }
 }
 
@@ -285,11 +143,12 @@ void parallel(int32_t threads, int64_t count, int64_t batch, const Work &work) {
 
 extern "C" {
 
-// The best level that this processor has: 0 portable, 1 AVX2, 2 AVX-512 VBMI
+// The best level that this processor has: 0 portable, 1 AVX2, 2 AVX-512 with VBMI and VNNI
 int32_t redcane_level() {
 #ifdef X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
         return 2;
     if (__builtin_cpu_supports("avx2")) return 1;
 #endif
@@ -297,7 +156,8 @@ int32_t redcane_level() {
 }
 
 void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threads) {
-    const Micro micro = choose(*plan, level);
+    const Micro micro = choose_table(*plan, level);
+    const Products products = choose_products(level);
     const int64_t across = (job->lanes + LANES - 1) / LANES;
     // few rows are divided so that every thread has some
     const int64_t each = threads > 1 ? 4 * threads : 1;
@@ -306,11 +166,12 @@ void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threa
     const int64_t down = (job->rows + height - 1) / height, tiles = job->groups * across * down;
     parallel(threads, tiles, std::max<int64_t>(1, std::min<int64_t>(64, tiles / (8 * threads))),
              [&](int64_t first, int64_t last) {
-                 std::vector<int32_t> sums(size_t(height * std::min(LANES, (job->lanes + VECTOR - 1) / VECTOR * VECTOR)));
+                 std::vector<int32_t> sums(size_t(height * LANES));
                  for (int64_t i = first; i < last; i++) {
                      const int64_t m0 = i % down * height, n0 = i / down % across * LANES;
-                     tile(*plan, *job, micro, i / down / across, m0, std::min(job->rows, m0 + height), n0,
-                          std::min(job->lanes, n0 + LANES), sums.data());
+                     const int64_t m1 = std::min(job->rows, m0 + height), n1 = std::min(job->lanes, n0 + LANES);
+                     const int64_t width = (n1 - n0 + VECTOR - 1) / VECTOR * VECTOR;
+                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, micro, products);
                  }
              });
 }
@@ -335,14 +196,28 @@ void redcane_encode(const int16_t *codes, uint8_t *out, int64_t count, int32_t f
         for (int64_t i = 0; i < count; i++) out[i] = uint8_t(codes[i]);
 }
 
+// b's factors of codes [groups][terms][lanes]: w[g, n / VECTOR, r, k / 2, n % VECTOR, k % 2] = v[r][the code's byte]
+void redcane_pairs(const int16_t *codes, const int16_t *v, int16_t *w, int64_t groups, int64_t terms, int64_t lanes,
+                   int64_t rank) {
+    const int64_t pairs = (terms + 1) / 2, strips = (lanes + VECTOR - 1) / VECTOR;
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t r = 0; r < rank; r++)
+            for (int64_t k = 0; k < terms; k++)
+                for (int64_t n = 0; n < lanes; n++) {
+                    const int64_t at = ((g * strips + n / VECTOR) * rank + r) * pairs + k / 2;
+                    const int16_t code = codes[(g * terms + k) * lanes + n];
+                    w[(at * VECTOR + n % VECTOR) * 2 + k % 2] = v[256 * r + uint8_t(code)];
+                }
+}
+
 // out[g, n] = sum over k of column[b[g, k, n]]: the constants that belong to the weights
 void redcane_columns(const int32_t *column, const uint8_t *b, int32_t *out, int64_t groups, int64_t terms,
-                     int64_t lanes, int64_t b_group, int64_t b_term) {
+                     int64_t lanes) {
     for (int64_t g = 0; g < groups; g++) {
         uint32_t *sums = reinterpret_cast<uint32_t *>(out + g * lanes);
         std::fill(sums, sums + lanes, 0u);
         for (int64_t k = 0; k < terms; k++)
-            for (int64_t n = 0; n < lanes; n++) sums[n] += uint32_t(column[b[g * b_group + k * b_term + n]]);
+            for (int64_t n = 0; n < lanes; n++) sums[n] += uint32_t(column[b[(g * terms + k) * lanes + n]]);
     }
 }
 }

@@ -35,3 +35,13 @@ def term_table(product: Product, table: Table) -> NDArray[np.int32]:
     port_b = np.abs(b) << (product.align if product.b.kind == "signed" else 0)
     sign = np.where((a < 0) ^ (b < 0), -1, 1)
     return (sign * table[port_a, port_b].astype(np.int64)).astype(np.int32)
+
+
+def exact_terms(product: Product) -> NDArray[np.int32]:
+    """The terms that an exact multiplier would have: (256, 256) like `term_table`."""
+
+    def values(coding: Coding) -> NDArray[np.int64]:
+        aligned = product.format == "sign-magnitude" and coding.kind == "signed"
+        return (code_values(coding) - coding.zero_point) << (product.align if aligned else 0)
+
+    return np.outer(values(product.a), values(product.b)).astype(np.int32)

@@ -1,0 +1,51 @@
+// What the kernels are given: a plan of one product, and the sums to be made of it.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#define UNROLLED _Pragma("GCC unroll 8")  // early, so that the arrays that are indexed are registers
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define X86 1
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vnni")))
+#define AVX2 __attribute__((target("avx2")))
+#endif
+
+extern "C" {
+
+struct Plan {
+    const int32_t *values;  // [256][256], below 2^24: what the portable path reads
+    const uint8_t *planes;  // [256][planes][entries]: their bytes, the low one first
+    const uint8_t *deltas;  // the same, each 16 entries xor those before them within 128
+    const int32_t *row;     // [256] or null
+    const int16_t *u;       // [rank][256]: a's factors
+    int32_t n_planes;       // 0 ... 3
+    int32_t folded;         // 128 entries, else 256 (and at most 2 planes)
+    int32_t rank;
+};
+
+// Of each group: `rows` sums over `terms` for each of `lanes`. A row of a is `segments` runs of terms / segments bytes.
+struct Job {
+    const uint8_t *a;
+    const uint8_t *b;   // [terms][b_term]: what picks from the planes
+    const int16_t *w;   // [lanes / VECTOR][rank][pairs of terms][VECTOR][2]: b's factors
+    const int32_t *init;
+    int32_t *out;
+    const int64_t *a_rows;  // [rows]: where each row of a group begins
+    int64_t groups, rows, terms, lanes;
+    int64_t segments, a_segment;
+    int64_t a_group, b_group, w_group, init_group, out_group;
+    int64_t b_term;  // from one term's lanes to the next's
+    int64_t out_row;
+};
+}
+
+namespace {
+
+constexpr int64_t VECTOR = 64;  // lanes that a micro-kernel's step has; b may be read up to the next multiple
+
+}  // namespace

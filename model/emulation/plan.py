@@ -1,0 +1,121 @@
+"""Plans: a product's terms as the compiled kernel sums them fastest. NumPy only.
+
+A plan takes a term of the bytes (a, b) apart, exactly:
+
+    term[a, b] = values[a, b] + row[a] + column[b] + the sum over r of u[r, a] * v[r, b]
+
+`values` are cut into byte planes that fit a processor's registers and are looked up; the factors are multiplied. The
+kernel sums the values, the products and the rows; the columns' sums depend on operand b alone and are taken once. All
+is arithmetic modulo 2^32, hence exact where a sum fits 32 bits. The same terms have several plans:
+
+- `table`: all is looked up, in two planes (three where both operands have signs and products exceed 15 bits);
+- `error`: an exact product, and what the multiplier errs by is looked up in one plane;
+- `factors`: nothing is looked up; an exact multiplier has one factor, several real ones have few.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.emulation.factors import Factors, factorise
+from model.emulation.terms import exact_terms
+from model.errors import RedcaneError
+from model.qnetwork import Product
+
+FACTOR_BITS = 16  # of a factor in the kernel
+
+Terms = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One product's terms as the kernel reads them. `folded`: b is sign and magnitude, its sign a complement."""
+
+    values: NDArray[np.int32]  # (256, 256) [a, b], below 2^(8 planes)
+    row: NDArray[np.int32]  # (256,)
+    column: NDArray[np.int32]  # (256,), of the byte that the plan wants of b
+    planes: NDArray[np.uint8]  # (256, planes, entries)
+    deltas: NDArray[np.uint8]  # the same, every 16 entries xor the 16 before them (within 128)
+    folded: bool
+    u: NDArray[np.int16]  # (R, 256), of the byte of a
+    v: NDArray[np.int16]  # (R, 256), of the byte of b in two's complement
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many planes are looked up, and how many factors multiplied, for a term."""
+        return self.planes.shape[1], len(self.u)
+
+
+
+def table_plan(product: Product, terms: Terms) -> Plan:
+    """The plan of (256, 256) terms of operand bytes [a, b] (model.emulation.terms.term_table) that only looks up.
+
+    Raises RedcaneError when no byte planes can hold the terms.
+    """
+    plan = _plan(product, terms.astype(np.int64), None, 3)
+    if plan is None:
+        raise RedcaneError(f"{product.component}: its terms do not fit the planes of a table")
+    return plan
+
+
+def plans(product: Product, terms: Terms, most: int) -> list[Plan]:
+    """Every plan of the terms: `table`, `error` where the errors fit a byte, `factors` where there are at most so many.
+
+    Raises RedcaneError like `table_plan`.
+    """
+    exact = exact_terms(product)
+    found = [table_plan(product, terms)]
+    one, several = factorise(exact, exact, FACTOR_BITS, 1), factorise(terms, exact, FACTOR_BITS, most)
+    for factors, planes in ((one, 1), (several, 0)):
+        if factors is not None and (factors.scale == 1).all():
+            plan = _plan(product, terms - factors.terms(), factors, planes)
+            found += [] if plan is None else [plan]
+    return found
+
+
+def _plan(product: Product, rest: NDArray[np.int64], factors: Factors | None, most: int) -> Plan | None:
+    """The plan of the factors, and of the rest by look-ups in at most so many planes; None where it takes more."""
+    folded = product.format == "sign-magnitude" and product.b.kind == "signed"
+    row, column = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    if folded:  # -x = ~x + a constant
+        lowest, widest = rest[:, :128].min(), np.ptp(rest[:, :128])
+        values = rest[:, :128] - lowest
+        top = 2 ** (8 * _bytes(int(widest))) - 1
+        values = np.concatenate([values, top - values], axis=1)
+        column[:128], column[128:] = lowest, -lowest - top
+    else:
+        slopes = [slope * np.arange(256) for slope in {0, -product.a.zero_point}]
+        column = min(slopes, key=lambda column: np.ptp(rest - column, axis=1).max())
+        row = (rest - column).min(axis=1)
+        values = rest - column - row[:, None]
+        widest = values.max()
+    count, entries = _bytes(int(widest)), 128 if folded else 256
+    if count > min(most, 3 if folded else 2):
+        return None
+    if factors is not None:
+        row, column = row + factors.row, column + factors.column[_two_s_complement(folded)]
+    planes = np.stack([(values[:, :entries] >> 8 * i) & 255 for i in range(3)], axis=1).astype(np.uint8)[:, :count]
+    parts = planes.reshape(256, count, entries // 128, 8, 16)
+    deltas = parts.copy()
+    deltas[..., 1:, :] ^= parts[..., :-1, :]
+    none = np.zeros((0, 256), np.int64)
+    return Plan(
+        values.astype(np.int32), row.astype(np.int32), column.astype(np.int32),
+        np.ascontiguousarray(planes), deltas.reshape(planes.shape), folded,
+        (none if factors is None else factors.u).astype(np.int16),
+        (none if factors is None else factors.v).astype(np.int16),
+    )  # fmt: skip
+
+
+def _bytes(largest: int) -> int:
+    """How many bytes hold numbers up to the largest."""
+    return -(-largest.bit_length() // 8)
+
+
+def _two_s_complement(folded: bool) -> NDArray[np.int64]:
+    """The byte in two's complement of every byte that a plan wants of b."""
+    byte = np.arange(256)
+    return np.where(byte < 128, byte, (128 - byte) & 255) if folded else byte
