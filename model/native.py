@@ -15,7 +15,11 @@ from model.errors import RedcaneError
 from model.files import digest
 from model.multipliers.netlist import cache_folder
 
-_FLAGS: tuple[str, ...] = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
+# without fused multiply-adds a float is the same on every machine; without errno a root is one instruction
+_FLAGS: tuple[str, ...] = (
+    *("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"),
+    *("-ffp-contract=off", "-fno-math-errno"),
+)
 _SECONDS = 300
 _COMPILERS = ("g++", "clang++", "c++")
 

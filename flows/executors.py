@@ -1,0 +1,123 @@
+"""Who measures the points of the analysis: this process, processes of this machine, or a Dask cluster.
+
+A Dask cluster is trusted: its scheduler and workers run what they are sent (docs/resilience.md).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from model.errors import RedcaneError
+from model.operations import operations, total
+from model.points import MEMORY, InProcess, Subject, Unit, Workers, install, measure
+
+_SMALL = 10**12  # multiplications of a clean pass over all images, below which processes take longer to start than help
+_CONNECT = "20s"
+
+
+@contextmanager
+def workers(subject: Subject, count: int | None = None, scheduler: str | None = None) -> Iterator[Workers]:
+    """Workers that measure the subject's units: those of the Dask cluster at `scheduler`, else `count` local processes.
+
+    By default one process a core, or none where the network and the images are small. A result is the same whoever
+    measures. Raises RedcaneError when there is no cluster at that address, or no Dask here.
+    """
+    if scheduler is not None:
+        with _cluster(subject, scheduler) as found:
+            yield found
+        return
+    if count is None:
+        work = total(operations(subject.network)).multiplications * len(subject.split)
+        count = 1 if work < _SMALL else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    if count == 1:
+        yield InProcess(subject)
+        return
+    local = _Processes(subject, count)
+    try:
+        yield local
+    finally:
+        local.close()
+
+
+class _Processes:
+    """A pool of processes, made anew when one of them is killed."""
+
+    def __init__(self, subject: Subject, count: int) -> None:
+        self.subject, self.count = subject, count
+        self._pool = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        # spawn: torch's threads do not survive a fork
+        return ProcessPoolExecutor(
+            self.count, multiprocessing.get_context("spawn"), install, (self.subject, MEMORY // self.count)
+        )
+
+    def submit(self, units: tuple[Unit, ...]) -> Future[list[bytes]]:
+        """See model.points.Workers."""
+        try:
+            return self._pool.submit(measure, self.subject.name, units)
+        except BrokenExecutor:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = self._start()
+            return self._pool.submit(measure, self.subject.name, units)
+
+    def close(self) -> None:
+        """Drop what has not begun, wait for the rest."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _cluster(subject: Subject, address: str) -> Iterator[Workers]:
+    try:
+        from distributed import Client, WorkerPlugin
+    except ImportError:
+        raise RedcaneError("--scheduler: Dask is not installed; pip install 'redcane[cluster]'") from None
+
+    class Install(WorkerPlugin):  # reaches workers that join later, too
+        def setup(self, worker: object) -> None:
+            install(subject)
+
+    try:
+        client = Client(address, timeout=_CONNECT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise RedcaneError(f"--scheduler: no Dask scheduler answers at {address} ({error})") from None
+    with client:
+        name = f"redcane-{subject.name[:16]}"
+        client.register_plugin(Install(), name=name)
+        try:
+            yield _Dask(client, subject)
+        finally:
+            client.unregister_worker_plugin(name)
+
+
+class _Dask:
+    """The workers of a Dask cluster. A lost worker's units are measured by another."""
+
+    def __init__(self, client: Any, subject: Subject) -> None:
+        self._client, self._subject = client, subject.name
+
+    @property
+    def count(self) -> int:
+        """How many there are at the moment; none count as one, for which the first units wait."""
+        return max(1, sum(self._client.nthreads().values()))
+
+    def submit(self, units: tuple[Unit, ...]) -> Future[list[bytes]]:
+        """See model.points.Workers."""
+        result: Future[list[bytes]] = Future()
+
+        def done(task: Any) -> None:
+            error = task.exception() if task.status == "error" else None
+            if task.status == "finished":
+                result.set_result(task.result())
+            elif error is None or type(error).__name__ in ("KilledWorker", "CommClosedError"):
+                result.set_exception(BrokenExecutor(str(error or task.status)))
+            else:
+                result.set_exception(RedcaneError(f"--scheduler: a worker fails: {error}"))
+
+        self._client.submit(measure, self._subject, units, pure=False).add_done_callback(done)
+        return result
