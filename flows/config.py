@@ -76,6 +76,14 @@ class Analyze(Section):
     )
     images: Annotated[int, Field(ge=0)] = Field(0, description="validation images to use, the first ones; 0 for all")
     batch: Positive = Field(256, description="images evaluated together; a tensor's range is taken over them")
+    search: Literal["adaptive", "exhaustive"] = Field(
+        "adaptive",
+        description="`adaptive` finds what is tolerated by bisection (docs/resilience.md), `exhaustive` measures every "
+        "point wholly, for whole curves",
+    )
+    confidence: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.999, description="of the adaptive search: that a point says what its whole measurement would"
+    )
 
 
 class Quantize(Section):

@@ -104,6 +104,10 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--images", type=int, metavar="N", help="test images to verify, in place of the configured number"
     )
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="processes that analyse resilience (default: one a core, if it pays)"
+    )
+    command.add_argument("--scheduler", metavar="ADDRESS", help="analyse on the Dask cluster of this scheduler")
 
 
 def _run(chosen: argparse.Namespace) -> Run:
@@ -117,7 +121,9 @@ def _run(chosen: argparse.Namespace) -> Run:
         "simulate.images": chosen.images,
     }
     config = Config.load(chosen.config, overrides)
-    return Run(config, chosen.runs / config.name)
+    if chosen.workers is not None and not 1 <= chosen.workers <= 1024:
+        raise RedcaneError(f"--workers: {chosen.workers} should be a number from 1 to 1024")
+    return Run(config, chosen.runs / config.name, chosen.workers, chosen.scheduler)
 
 
 def _stage(chosen: argparse.Namespace) -> None:

@@ -30,6 +30,8 @@ class Run:
 
     config: Config
     folder: Path
+    workers: int | None = None  # processes that measure the analysis's points; None for what pays
+    scheduler: str | None = None  # of a Dask cluster, which measures them instead
 
     def check(self) -> None:
         """Raise RedcaneError for what is wrong with the configuration beyond single keys, before work starts on it."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
+from flows.executors import workers
 from flows.report import report
 from flows.run import Run
 from flows.stage import PARTIAL, Failed, Json, Pipeline, Stage
@@ -27,9 +28,10 @@ from model.operations import operations
 from model.qfile import save
 from model.qnetwork import Format, QNetwork, takes_signed
 from model.quantize import image_codes, quantize
-from model.resilience import Resilience, analyze
+from model.resilience import Resilience, analyze, subject
 from model.resilience_plots import plot_groups, plot_layers
 from model.selection import select
+from model.store import Store
 from model.training import accuracy, initial, train
 from model.weights import save_weights
 from sim.runner import BenchFailed
@@ -66,12 +68,14 @@ def _train(run: Run, scratch: Path, about: Json) -> None:
 
 
 def _analyze(run: Run, scratch: Path, about: Json) -> None:
-    points = _partial(run, "analysis.jsonl")
-    result = analyze(run.network(), run.selection_images, run.config.resilience(), points)
+    network, settings = run.network(), run.config.resilience()
+    store = Store(_partial(run, "analysis.sqlite"))
+    with workers(subject(network, run.selection_images, settings), run.workers, run.scheduler) as measuring:
+        result = analyze(network, run.selection_images, settings, store, measuring)
     write_json(scratch / "resilience.json", result.to_json(), about)
     plot_groups(result, scratch / "resilience-groups.svg")
     plot_layers(result, scratch / "resilience-layers.svg")
-    points.unlink(missing_ok=True)
+    store.delete()
 
 
 def _quantized(run: Run, formats: dict[str, Format]) -> QNetwork:
@@ -229,6 +233,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors",),
         outputs=("resilience.json", "resilience-groups.svg", "resilience-layers.svg"),
         make=_analyze,
+        version=2,
         settings=_settings(_section("network", "train", "analyze"), _copies, _data),
     ),
     Stage(

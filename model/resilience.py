@@ -6,29 +6,32 @@ of that group (layer-wise), with several seeds a point, and watches the accuracy
 The rule: the *critical NM* is the largest NM of the sweep such that, at it and at every smaller one, the mean accuracy
 over the seeds stays within `tolerance_points` of the clean accuracy. A group or layer is *resilient* when its critical
 NM reaches `resilient_nm`.
+
+`search: exhaustive` measures every point wholly and gives the paper's curves. `search: adaptive` finds the same
+critical NM by bisection, and measures a point until its answer is settled (docs/resilience.md).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
 from model.datasets import Split
 from model.errors import RedcaneError
-from model.files import digest
 from model.network import Network
-from model.noise import Injection, noise_tap
 from model.operations import GROUPS, layer_of, operations
-from model.training import accuracy
+from model.points import InProcess, Subject, Workers, clean_unit
+from model.seeds import derive_seed
+from model.store import Store
+from model.sweep import Measured, Results, Search, Sweep, run
 
-SCHEMA = 1
+SCHEMA = 2
 PAPER_MAGNITUDES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0)
 
 
@@ -45,6 +48,8 @@ class ResilienceSettings:
     )
     images: int = 0  # how many of the split's first images; 0 for all
     batch: int = 256  # the range R(X) of a tensor is taken over a batch
+    search: Literal["adaptive", "exhaustive"] = "adaptive"
+    confidence: float = 0.999  # that a settled point of the adaptive search says what its whole measurement would
 
     def __post_init__(self) -> None:
         magnitudes = (*self.noise_magnitudes, abs(self.noise_average), self.tolerance_points, self.resilient_nm)
@@ -56,32 +61,39 @@ class ResilienceSettings:
             raise RedcaneError("analysis: seeds and noise_magnitudes should hold every value once")
         if type(self.images) is not int or self.images < 0 or type(self.batch) is not int or self.batch < 1:
             raise RedcaneError("analysis: images should be a whole number from 0, batch one from 1")
+        if self.search not in ("adaptive", "exhaustive") or not 0.5 <= self.confidence <= 1:
+            raise RedcaneError("analysis: search should be adaptive or exhaustive, confidence a number from 0.5 to 1")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against NM with noise in these operations: for every NM, one accuracy (fraction) per seed."""
+    """Noise in these operations: what was measured at which NM, and the marks."""
 
     operations: tuple[str, ...]
-    accuracies: dict[float, tuple[float, ...]]
+    points: dict[float, Measured]  # by NM
     critical_nm: float
     resilient: bool
 
+    @property
+    def accuracies(self) -> dict[float, tuple[float, ...]]:
+        """Of every measured NM, one accuracy (fraction) per seed; estimates where a point was measured in part."""
+        return {nm: point.accuracies for nm, point in self.points.items()}
+
     def mean(self, nm: float) -> float:
         """Mean accuracy over the seeds."""
-        return statistics.fmean(self.accuracies[nm])
+        return statistics.fmean(self.points[nm].accuracies)
 
     def deviation(self, nm: float) -> float:
         """Sample standard deviation over the seeds; 0 with one seed."""
-        values = self.accuracies[nm]
+        values = self.points[nm].accuracies
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def critical_nm(clean: float, means: dict[float, float], tolerance_points: float) -> float:
-    """The largest NM at which, and below which, the mean accuracy stays within the tolerance; 0 when none does."""
+def critical_nm(within: Mapping[float, bool]) -> float:
+    """The largest NM that is within the tolerance together with all smaller ones; 0 when none is."""
     critical = 0.0
-    for nm in sorted(means):
-        if 100 * (clean - means[nm]) > tolerance_points + 1e-9:
+    for nm in sorted(within):
+        if not within[nm]:
             break
         critical = nm
     return critical
@@ -108,10 +120,11 @@ class Resilience:
     def to_json(self) -> dict[str, Any]:
         """As plain data, accuracies as fractions:
 
-        {"schema": 1, "settings": {the fields of ResilienceSettings}, "images": 288, "clean_accuracy": 0.99,
+        {"schema": 2, "settings": {the fields of ResilienceSettings}, "images": 288, "clean_accuracy": 0.99,
          "groups": {"mac": CURVE, ...}, "layers": {"mac": {"conv1": CURVE, ...}, ...}}
-        CURVE = {"operations": ["conv1.mac", ...], "critical_nm": 0.02, "resilient": false,
-                 "points": [{"nm": 0.5, "mean": 0.1, "std": 0.01, "min": 0.09, "max": 0.11, "accuracies": [...]}, ...]}
+        CURVE = {"operations": ["conv1.mac", ...], "critical_nm": 0.02, "resilient": false, "points": [POINT, ...]}
+        POINT = {"nm": 0.5, "within": false, "pairs": 864, "lost": 770, "mean": 0.1, "std": 0.01, "min": 0.09,
+                 "max": 0.11, "accuracies": [...]}; model.sweep.Measured explains them.
         """
         return {
             "schema": SCHEMA,
@@ -127,7 +140,7 @@ class Resilience:
 
     @classmethod
     def from_json(cls, data: Any) -> Resilience:
-        """The reverse of to_json; marks are derived anew from the accuracies. Raises RedcaneError for anything else."""
+        """The reverse of to_json; marks are derived anew from the points. Raises RedcaneError for anything else."""
         try:
             if data["schema"] != SCHEMA:
                 raise RedcaneError(f"resilience: schema {data['schema']!r} is not {SCHEMA}; analyse again")
@@ -135,11 +148,16 @@ class Resilience:
             settings = ResilienceSettings(
                 **given | {name: tuple(given[name]) for name in ("noise_magnitudes", "seeds")}
             )
-            clean = float(data["clean_accuracy"])
 
             def curve(raw: Any) -> Curve:
-                found = {float(p["nm"]): tuple(float(a) for a in p["accuracies"]) for p in raw["points"]}
-                return _curve(tuple(str(name) for name in raw["operations"]), found, clean, settings)
+                points = [
+                    Measured(
+                        float(p["nm"]), tuple(float(a) for a in p["accuracies"]), int(p["pairs"]), int(p["lost"]),
+                        p["within"] is True,
+                    )
+                    for p in raw["points"]
+                ]  # fmt: skip
+                return _curve(tuple(str(name) for name in raw["operations"]), points, settings)
 
             groups = {str(group): curve(raw) for group, raw in data["groups"].items()}
             layers = {
@@ -150,106 +168,95 @@ class Resilience:
                 missing = {layer_of(name) for name in one.operations} - set(layers.get(group, {}))
                 if not one.resilient and missing:
                     raise RedcaneError(f"resilience: layer {missing.pop()} of group {group} is missing; analyse again")
-            return cls(settings, int(data["images"]), clean, groups, layers)
+            return cls(settings, int(data["images"]), float(data["clean_accuracy"]), groups, layers)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RedcaneError(f"resilience: not a result of the analysis ({error}); analyse again") from None
 
 
-def _curve(
-    keys: tuple[str, ...], accuracies: dict[float, tuple[float, ...]], clean: float, settings: ResilienceSettings
-) -> Curve:
-    means = {nm: statistics.fmean(values) for nm, values in accuracies.items()}
-    critical = critical_nm(clean, means, settings.tolerance_points)
-    return Curve(keys, accuracies, critical, critical >= settings.resilient_nm)
+def _curve(keys: tuple[str, ...], points: list[Measured], settings: ResilienceSettings) -> Curve:
+    critical = critical_nm({point.nm: point.within for point in points})
+    return Curve(keys, {point.nm: point for point in points}, critical, critical >= settings.resilient_nm)
 
 
 def _curve_to_json(curve: Curve) -> dict[str, Any]:
     points = [
         {
             "nm": nm,
+            "within": point.within,
+            "pairs": point.pairs,
+            "lost": point.lost,
             "mean": curve.mean(nm),
             "std": curve.deviation(nm),
-            "min": min(values),
-            "max": max(values),
-            "accuracies": list(values),
+            "min": min(point.accuracies),
+            "max": max(point.accuracies),
+            "accuracies": list(point.accuracies),
         }
-        for nm, values in curve.accuracies.items()
+        for nm, point in curve.points.items()
     ]
     marks = {"critical_nm": curve.critical_nm, "resilient": curve.resilient}
     return {"operations": list(curve.operations), **marks, "points": points}
 
 
-def analyze(network: Network, split: Split, settings: ResilienceSettings, partial: Path | None = None) -> Resilience:
+def subject(network: Network, split: Split, settings: ResilienceSettings) -> Subject:
+    """What `analyze` measures on: the split's first images in a random order, which is always the same."""
+    count = min(settings.images or len(split), len(split))
+    order = np.random.default_rng(derive_seed("order of the images")).permutation(count)
+    return Subject(network.eval(), Split(split.images[order], split.labels[order]), settings.batch)
+
+
+def analyze(
+    network: Network,
+    split: Split,
+    settings: ResilienceSettings,
+    store: Store | None = None,
+    workers: Workers | None = None,
+) -> Resilience:
     """Run steps 2-5 on a split (the validation split, so that the test split stays unseen by every choice).
 
-    Points are appended to `partial` (JSON lines) as they are found; when it is there at the start, the points that it
-    has for the same weights, images and batch are not computed again.
+    What is measured goes to the `store`, and what is there for the same weights and images is not measured again.
+    `workers` must measure subject(network, split, settings); None for this process. Raises RedcaneError when they
+    cannot.
     """
-    count = min(settings.images or len(split), len(split))
-    points = _Points(network, Split(split.images[:count], split.labels[:count]), settings, partial)
+    of = subject(network, split, settings)
+    store, workers = store or Store(), workers or InProcess(of)
+    results: Results = {}
+    sweep = Sweep(of, settings.seeds, settings.noise_average, settings.tolerance_points, settings.confidence, results)
+
+    def clean() -> Search:
+        yield [clean_unit(batch) for batch in range(of.batches)]
+        return []
+
+    def sweeps(title: str, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Curve]:
+        search = sweep.adaptively if settings.search == "adaptive" else sweep.exhaustively
+        searches = {name: search(keys, settings.noise_magnitudes) for name, keys in wanted.items()}
+        found = _measure(title, searches, of, workers, store, results)
+        return {name: _curve(wanted[name], points, settings) for name, points in found.items()}
+
     found = operations(network)
+    _measure("clean", {"": clean()}, of, workers, store, results)
     by_group = {group: tuple(o.key for o in found if o.group == group) for group in GROUPS}
-    groups = {group: points.curve(keys, GROUPS[group]) for group, keys in by_group.items() if keys}
-    layers: dict[str, dict[str, Curve]] = {}
+    groups = sweeps("groups", {group: keys for group, keys in by_group.items() if keys})
+    by_layer: dict[str, tuple[str, ...]] = {}  # by "group/layer"
     for group, curve in groups.items():
-        if not curve.resilient:
-            by_layer: dict[str, list[str]] = {}
-            for key in curve.operations:
-                by_layer.setdefault(layer_of(key), []).append(key)
-            layers[group] = {
-                layer: points.curve(tuple(keys), f"{GROUPS[group]}, {layer}") for layer, keys in by_layer.items()
-            }
-    return Resilience(settings, count, points.clean, groups, layers)
+        for key in curve.operations if not curve.resilient else ():
+            name = f"{group}/{layer_of(key)}"
+            by_layer[name] = (*by_layer.get(name, ()), key)
+    layers: dict[str, dict[str, Curve]] = {}
+    for name, curve in sweeps("layers", by_layer).items():
+        group, layer = name.split("/", 1)
+        layers.setdefault(group, {})[layer] = curve
+    right = sum(int(results[clean_unit(batch)].sum(dtype=np.int64)) for batch in range(of.batches))
+    return Resilience(settings, len(of.split), right / len(of.split), groups, layers)
 
 
-class _Points:
-    """The points of the sweeps, each evaluated once, remembered in a file of JSON lines."""
+def _measure(
+    title: str, searches: dict[str, Search], of: Subject, workers: Workers, store: Store, results: Results
+) -> dict[str, list[Measured]]:
+    """Run searches under a progress bar, which counts batches."""
+    with tqdm(desc=f"analyze: {title}", unit="batch") as bar:
 
-    def __init__(self, network: Network, split: Split, settings: ResilienceSettings, partial: Path | None) -> None:
-        self.network, self.split, self.settings, self.partial = network, split, settings, partial
-        weights = b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values())
-        content = weights + np.ascontiguousarray(split.images).tobytes() + split.labels.tobytes()
-        self.subject = digest(digest(content).encode() + f"{settings.batch} {settings.noise_average}".encode())
-        self.known = self._remembered()
-        self.clean = accuracy(network, split.images, split.labels, settings.batch)
+        def progress(measured: int, wanted: int) -> None:
+            bar.total = wanted
+            bar.update(measured - bar.n)
 
-    def curve(self, keys: tuple[str, ...], title: str) -> Curve:
-        """Sweep NM with noise in these operations."""
-        settings = self.settings
-        wanted = [(nm, seed) for nm in settings.noise_magnitudes for seed in settings.seeds]
-        values = {point: self._point(keys, *point) for point in tqdm(wanted, desc=f"analyze: {title}", unit="point")}
-        sweep = {nm: tuple(values[nm, seed] for seed in settings.seeds) for nm in settings.noise_magnitudes}
-        return _curve(keys, sweep, self.clean, settings)
-
-    def _point(self, keys: tuple[str, ...], nm: float, seed: int) -> float:
-        name = json.dumps([self.subject, keys, nm, seed])
-        if name not in self.known:
-            injection = Injection(frozenset(keys), nm, self.settings.noise_average)
-            if injection.nm == injection.na == 0:
-                return self.clean
-            self.known[name] = accuracy(
-                self.network,
-                self.split.images,
-                self.split.labels,
-                self.settings.batch,
-                lambda index: noise_tap(injection, seed, index),
-            )
-            if self.partial:
-                with self.partial.open("a") as stream:
-                    stream.write(f"\n{json.dumps({'point': name, 'accuracy': self.known[name]})}")
-        return self.known[name]
-
-    def _remembered(self) -> dict[str, float]:
-        """Points of an earlier, killed run; a last line that was cut off is computed again."""
-        known: dict[str, float] = {}
-        if self.partial is None:
-            return known
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        for line in self.partial.read_text(errors="replace").splitlines() if self.partial.exists() else ():
-            try:
-                entry = json.loads(line)
-                if 0 <= entry["accuracy"] <= 1:
-                    known[entry["point"]] = float(entry["accuracy"])
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
-        return known
+        return run(searches, of, workers, store, results, progress)

@@ -39,14 +39,19 @@ def plot_layers(result: Resilience, path: Path) -> None:
 
 
 def _draw(axes: Axes, result: Resilience, curves: dict[str, Curve], title: str) -> None:
-    """Mean change of accuracy with its standard deviation over the seeds; large NM on the left, as in the paper."""
+    """Mean change of accuracy with its standard deviation over the seeds; large NM on the left, as in the paper.
+
+    The adaptive search leaves out the magnitudes that it did not need, and estimates the others.
+    """
     magnitudes = sorted(result.settings.noise_magnitudes, reverse=True)
     for label, curve in curves.items():
-        change = [100 * (curve.mean(nm) - result.clean_accuracy) for nm in magnitudes]
-        spread = [100 * curve.deviation(nm) for nm in magnitudes]
+        measured = [(place, nm) for place, nm in enumerate(magnitudes) if nm in curve.points]
+        change = [100 * (curve.mean(nm) - result.clean_accuracy) for _, nm in measured]
+        spread = [100 * curve.deviation(nm) for _, nm in measured]
         axes.errorbar(
-            range(len(magnitudes)), change, spread, label=label, marker="o", markersize=3, linewidth=1, capsize=2
-        )
+            [place for place, _ in measured], change, spread,
+            label=label, marker="o", markersize=3, linewidth=1, capsize=2,
+        )  # fmt: skip
     axes.axhline(-result.settings.tolerance_points, color="grey", linewidth=0.8, linestyle="--", label="tolerance")
     axes.set_xticks(range(len(magnitudes)), [f"{nm:g}" for nm in magnitudes], rotation=45)
     axes.set(title=title, xlabel="Noise magnitude NM", ylabel="Change of accuracy (points)")
