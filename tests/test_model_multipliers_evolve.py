@@ -69,6 +69,18 @@ def test_each_limit_is_exact_to_the_last_unit(seed: int) -> None:
             assert Kernel(below, weights).cost(circuit) is None, name
 
 
+@pytest.mark.parametrize("limits", [Limits(mae=0.1, bias=0.01), Limits(std=0.3), Limits(weighted_mae=0.05, wce=9)])
+def test_a_build_for_any_processor_finds_the_same(limits: Limits) -> None:
+    weights = half_normal_weights(48) if limits.weighted_mae is not None else None
+    found = []
+    for tuning in (kernel_file.TUNING, "-march=x86-64"):
+        kernel = Kernel(_sums(limits, weights), weights, tuning=tuning)
+        genes, state, simulated = flat(array_multiplier()), np.array([7], np.uint64), np.zeros(1, np.int64)
+        cost = kernel.evolve(genes, state, 500, simulated)
+        found.append((cost, int(state[0]), int(simulated[0]), genes.tolist()))
+    assert found[0] == found[1] and found[0][0] < array_multiplier().cost()
+
+
 def replace_all(sums: dict) -> SumLimits:
     values = {name: -1 for name, _ in SumLimits._fields_}
     values.update({name: int(value) for name, value in sums.items() if name != "variance"})

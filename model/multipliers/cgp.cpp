@@ -3,7 +3,7 @@
 //
 // A chromosome of n nodes is 3n + 16 integers: function, input, input of every node, and the signal of every product
 // bit. Signals 0-7 are the bits of a, 8-15 those of b, 16 is 0, 17 is 1, and 18 + i is node i, which may only read
-// signals before its own. A signal is evaluated for WIDTH x 512 operand pairs at a time, a bit each, so that the
+// signals before its own. A signal is evaluated for 1024 operand pairs at a time, a bit each, so that the
 // signals of a whole circuit stay in the first-level cache.
 
 #include <algorithm>
@@ -13,15 +13,21 @@
 
 namespace {
 
-constexpr int WIDTH = 2, BITS = 16, FIRST = 18, OFFSPRING = 4, MOST_MUTATIONS = 3, FUNCTIONS = 16, PAIRS = 1 << 16;
-
-typedef uint64_t Vector __attribute__((vector_size(64)));  // the compiler splits it where registers are shorter
+#ifdef __AVX512VPOPCNTDQ__
+typedef uint64_t Vector __attribute__((vector_size(64)));
+typedef Vector Counts;  // of ones, by lane
+#else
+typedef uint64_t Vector __attribute__((vector_size(32)));
+typedef int64_t Counts;  // there is no instruction that counts in the lanes of a vector
+#endif
+constexpr int LANES = sizeof(Vector) / sizeof(uint64_t), WIDTH = 1024 / (64 * LANES);
+constexpr int BITS = 16, FIRST = 18, OFFSPRING = 4, MOST_MUTATIONS = 3, FUNCTIONS = 16, PAIRS = 1 << 16;
 
 struct alignas(64) Block {
     Vector v[WIDTH];
 };
 
-constexpr int LANES = sizeof(Block) / sizeof(uint64_t), BLOCK_PAIRS = 64 * LANES, BLOCKS = PAIRS / BLOCK_PAIRS;
+constexpr int BLOCK_PAIRS = 8 * sizeof(Block), BLOCKS = PAIRS / BLOCK_PAIRS;
 
 struct Function {
     uint64_t one, x, y, xy;  // masks: the function is one ^ (x & X) ^ (y & Y) ^ (xy & X & Y), so no branch is needed
@@ -130,19 +136,27 @@ struct Program {
     }
 };
 
-inline void count(Vector &total, Vector bits) {
-    for (int lane = 0; lane < 8; lane++) total[lane] += uint64_t(__builtin_popcountll(bits[lane]));
+#ifdef __AVX512VPOPCNTDQ__
+inline void count(Counts &total, Vector bits) {
+    for (int lane = 0; lane < LANES; lane++) total[lane] += uint64_t(__builtin_popcountll(bits[lane]));
 }
 
-inline int64_t sum(const Vector &counts) {
+inline int64_t sum(const Counts &counts) {
     int64_t total = 0;
-    for (int lane = 0; lane < 8; lane++) total += int64_t(counts[lane]);
+    for (int lane = 0; lane < LANES; lane++) total += int64_t(counts[lane]);
     return total;
 }
+#else
+inline void count(Counts &total, const Vector &bits) {
+    for (int lane = 0; lane < LANES; lane++) total += __builtin_popcountll(bits[lane]);
+}
+
+inline int64_t sum(Counts counts) { return counts; }
+#endif
 
 inline bool any(const Vector &bits) {
     uint64_t all = 0;
-    for (int lane = 0; lane < 8; lane++) all |= bits[lane];
+    for (int lane = 0; lane < LANES; lane++) all |= bits[lane];
     return all != 0;
 }
 
@@ -179,17 +193,17 @@ bool keeps(Problem &problem, Program &program) {
             const int planes = problem.planes;  // above them, the limit of the worst case leaves only zeros
             if (limits.absolute >= 0) {
                 for (int k = planes - 1; k >= 0; k--) {
-                    Vector ones{};
+                    Counts ones{};
                     count(ones, magnitude[k]);
                     absolute += sum(ones) << k;
                 }
             }
             if (problem.sums) {
-                Vector ones{};
+                Counts ones{};
                 count(ones, sign);
                 bias -= sum(ones) << BITS;
                 for (int k = 0; k < BITS; k++) {
-                    Vector set{};
+                    Counts set{};
                     count(set, error[k]);
                     bias += sum(set) << k;
                 }
@@ -197,7 +211,7 @@ bool keeps(Problem &problem, Program &program) {
             if (problem.squares) {
                 for (int k = 0; k < planes; k++)
                     for (int l = 0; l <= k; l++) {
-                        Vector ones{};
+                        Counts ones{};
                         count(ones, magnitude[k] & magnitude[l]);
                         square += sum(ones) << (k + l + (k != l));
                     }
@@ -206,16 +220,16 @@ bool keeps(Problem &problem, Program &program) {
                 for (int w = 0; w < problem.weight_bits; w++) {
                     const Vector weight = problem.weights[size_t(problem.weight_bits) * block + w].v[j];
                     if (!any(weight)) continue;
-                    Vector total{}, lowered{};
+                    Counts total{}, lowered{};
                     for (int k = planes - 1; k >= 0; k--) {
-                        Vector ones{};
+                        Counts ones{};
                         count(ones, magnitude[k] & weight);
                         total = total + total + ones;
                     }
                     weighted += sum(total) << w;
                     if (limits.weighted_bias < 0) continue;
                     for (int k = planes - 1; k >= 0; k--) {
-                        Vector ones{};
+                        Counts ones{};
                         count(ones, magnitude[k] & weight & sign);
                         lowered = lowered + lowered + ones;
                     }

@@ -30,9 +30,11 @@ class Kernel:
     """The limits and operands of one evolution, prepared for evaluation; a chromosome's arrays are passed each time."""
 
     def __init__(self, limits: SumLimits, weights: NDArray[np.int32] | None = None,
-                 measure: Measure = "transistors") -> None:
-        """`weights` int32 [256, 256] as [a, b], not negative, for the weighted sums; `measure` is what gates cost."""
-        self._library = _load()
+                 measure: Measure = "transistors", tuning: str = TUNING) -> None:
+        """`weights` int32 [256, 256] as [a, b], not negative, for the weighted sums; `measure` is what gates cost;
+        `tuning` is the compiler's option for a processor.
+        """
+        self._library = _load(tuning)
         if weights is None:
             # A stride that is coprime to 65,536 mixes the pairs: every part of them is a sample of all.
             order = (np.arange(_PAIRS) * 40503 % _PAIRS).astype(np.uint16)
@@ -92,8 +94,8 @@ def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
 
 
 @functools.cache
-def _load() -> ctypes.CDLL:
-    library = native.load(SOURCE, TUNING)
+def _load(tuning: str) -> ctypes.CDLL:
+    library = native.load(SOURCE, tuning)
     library.problem_new.restype = ctypes.c_void_p
     library.problem_free.restype = None
     library.products.restype = None
