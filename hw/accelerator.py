@@ -6,6 +6,7 @@ from typing import Any
 
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from hw import isa
@@ -18,22 +19,30 @@ from hw.sequencer import UNITS, Sequencer
 from hw.softmax import SoftmaxUnit
 from hw.squash import SquashUnit
 from hw.votes import VoteMemory
+from hw.weights import WeightBuffer
 
 MATMUL, SQUASH, SOFTMAX, EMIT = range(len(UNITS))
 
 
 class Accelerator(wiring.Component):
-    """Image to class without the host: an AXI4-Stream of packets in (`hw.isa.Target`), one of results out
-    (`hw.emitter`).
+    """Images to classes without the host: an AXI4-Stream of packets in (`hw.isa.Target`), one of results out
+    (`hw.emitter`), and one of weights in, which `w_request` asks for.
 
-    The host loads program, weights, biases and tables once, then for every image its bytes and a START. One unit
-    works at a time and owns the ports of the memories meanwhile; the loader owns them while no program runs. The
-    counters count from START to the COUNTERS descriptor.
+    The host loads program, biases and tables once, then for every batch its images and a START. A weight request
+    (bits 31-0 the byte address from where the weights begin, bits 55-32 the number of array words) is answered on
+    `w_axis` by these words, requests in order. One unit works at a time and owns the ports of the memories meanwhile;
+    the loader owns them while no program runs. The counters count from START on and stand still while they are sent.
     """
 
     s_axis_tdata: Signal
     s_axis_tvalid: Signal
     s_axis_tready: Signal
+    w_request_tdata: Signal
+    w_request_tvalid: Signal
+    w_request_tready: Signal
+    w_axis_tdata: Signal
+    w_axis_tvalid: Signal
+    w_axis_tready: Signal
     m_axis_tdata: Signal
     m_axis_tvalid: Signal
     m_axis_tready: Signal
@@ -45,6 +54,8 @@ class Accelerator(wiring.Component):
         super().__init__({
             "s_axis_tdata": In(32), "s_axis_tvalid": In(1), "s_axis_tready": Out(1),
             "m_axis_tdata": Out(32), "m_axis_tvalid": Out(1), "m_axis_tready": In(1), "m_axis_tlast": Out(1),
+            "w_request_tdata": Out(56), "w_request_tvalid": Out(1), "w_request_tready": In(1),
+            "w_axis_tdata": In(parameters.bus_bits), "w_axis_tvalid": In(1), "w_axis_tready": Out(1),
             "busy": Out(1),
         })  # fmt: skip
 
@@ -61,7 +72,8 @@ class Accelerator(wiring.Component):
         m.submodules.votes = votes = VoteMemory(p.square, p.vote_words)
 
         m.submodules.program = program = Bank(32, p.program_words)
-        m.submodules.weights = weights = Bank(8 * p.rows * p.columns, p.weight_words)
+        m.submodules.weights = weights = WeightBuffer(p)
+        m.submodules.requests = requests = SyncFIFOBuffered(width=56, depth=4)
         m.submodules.biases = biases = Bank(32 * p.columns, p.bias_words)
 
         # Edge: streams in and out.
@@ -74,13 +86,21 @@ class Accelerator(wiring.Component):
             self.m_axis_tvalid.eq(emitter.beats.valid),
             emitter.beats.ready.eq(self.m_axis_tready),
             self.busy.eq(sequencer.running),
+            requests.w_data.eq(sequencer.requests.payload),
+            requests.w_en.eq(sequencer.requests.valid),
+            sequencer.requests.ready.eq(requests.w_rdy),
+            self.w_request_tdata.eq(requests.r_data),
+            self.w_request_tvalid.eq(requests.r_rdy),
+            requests.r_en.eq(self.w_request_tready),
+            weights.beats.payload.eq(self.w_axis_tdata),
+            weights.beats.valid.eq(self.w_axis_tvalid),
+            self.w_axis_tready.eq(weights.beats.ready),
         ]
 
         # The loader and what it fills.
         m.d.comb += [
             loader.run.eq(sequencer.running),
             program.write_enable.eq(loader.enable[isa.Target.PROGRAM]),
-            weights.write_enable.eq(loader.enable[isa.Target.WEIGHTS]),
             biases.write_enable.eq(loader.enable[isa.Target.BIAS]),
             squash.table_write_enable.eq(loader.enable[isa.Target.SQUASH_TABLE]),
             softmax.table_write_enable.eq(loader.enable[isa.Target.EXP_TABLE]),
@@ -89,7 +109,7 @@ class Accelerator(wiring.Component):
             softmax.table_write_address.eq(loader.address),
             softmax.table_write_data.eq(loader.data),
         ]
-        for memory in (program, weights, biases):
+        for memory in (program, biases):
             m.d.comb += [memory.write_address.eq(loader.address), memory.write_data.eq(loader.data)]
 
         # The sequencer and the units that it starts.
@@ -113,17 +133,20 @@ class Accelerator(wiring.Component):
 
         # The ports of the memories.
         m.d.comb += [
-            weights.read_address.eq(matmul.b_address),
-            matmul.weight_data.as_value().eq(weights.read_data),
+            matmul.weights_available.eq(weights.available),
+            weights.next.eq(matmul.weights_next),
+            matmul.weight_data.eq(weights.word),
             biases.read_address.eq(matmul.bias_address),
             matmul.bias_data.as_value().eq(biases.read_data),
-            votes.read_address.eq(Mux(sequencer.active[EMIT], emitter.vote_address, matmul.b_address)),
+            votes.read_address.eq(Mux(sequencer.active[EMIT], emitter.vote_address, matmul.vote_address)),
             matmul.vote_data.eq(votes.read_data),
             emitter.vote_data.eq(votes.read_data),
             votes.write_enable.eq(matmul.write_enable & matmul.write_votes),
+            votes.write_pair.eq(matmul.write_pair),
             votes.write_lane.eq(matmul.write_lane),
             votes.write_address.eq(matmul.write_address),
             votes.write_data.as_value().eq(matmul.write_data.as_value()),
+            votes.write_upper.as_value().eq(matmul.write_upper.as_value()),
         ]
         for unit in units:
             m.d.comb += unit.read_data.eq(activations.read_data)
@@ -165,6 +188,7 @@ class Accelerator(wiring.Component):
             "emit_cycles": sequencer.active[EMIT],
             "fetch_cycles": sequencer.fetching,
             "output_stalls": emitter.stalled,
+            "weight_stalls": matmul.stalled,
             "busy_pe_cycles": matmul.busy_pes,
         }
         for index, name in enumerate(isa.COUNTERS):

@@ -12,7 +12,7 @@ import numpy as np
 
 from hw.accelerator import Accelerator
 from hw.compiler import compile_network
-from hw.parameters import MultiplierKind
+from hw.parameters import MultiplierKind, Size
 from hw.pe import PE
 from hw.program import Program
 from hw.verilog import to_verilog
@@ -57,24 +57,27 @@ def kinds_of(network: QNetwork, components: Mapping[str, VerilogMultiplier]) -> 
 
 
 def generate(
-    network: QNetwork, components: Mapping[str, VerilogMultiplier], folder: Path, rows: int = 4, columns: int = 4
+    network: QNetwork, components: Mapping[str, VerilogMultiplier], folder: Path, size: Size
 ) -> Program:
-    """Write into `folder`: redcane.v (top), pe.v, one file for each multiplier, accelerator.json and program.hex;
-    returns the program.
+    """Write into `folder`: redcane.v (top), pe.v, one file for each multiplier, accelerator.json, program.hex and
+    weights.bin; returns the program.
 
-    program.hex holds what the host sends before the first image: one 32-bit beat of the input stream a line.
+    program.hex holds what the host sends before the first image: one 32-bit beat of the input stream a line;
+    weights.bin what lies in external memory.
     Raises RedcaneError when the network does not fit the accelerator or a multiplier is missing.
     """
     kinds = kinds_of(network, components)
-    program = compile_network(network, kinds, rows, columns)
+    program = compile_network(network, kinds, size)
     (folder / f"{TOP}.v").write_text(to_verilog(Accelerator(program.parameters), TOP))
     (folder / "pe.v").write_text(to_verilog(PE(kinds), "pe"))
     for kind in kinds:
         (folder / f"{kind.module}.v").write_text(components[kind.component].verilog)
     beats = np.concatenate([np.array(packet.beats(), np.uint32) for packet in program.setup])
     (folder / "program.hex").write_text("\n".join(f"{beat:08x}" for beat in beats) + "\n")
+    (folder / "weights.bin").write_bytes(program.weights.tobytes())
     described = {
-        "schema": 1,
+        "schema": 2,
+        "size": asdict(size),
         "parameters": asdict(program.parameters),
         "entry": program.entry,
         "traced_entry": program.traced_entry,

@@ -25,14 +25,16 @@ class Opcode(enum.IntEnum):
     SOFTMAX = 3
     EMIT = 4  # memory to the output stream
     COUNTERS = 5  # performance counters to the output stream
+    FETCH = 6  # ask for weights, and go on: they come while other descriptors run
 
 
 REQUANTIZE = data.StructLayout(
     {"multiplier": 16, "shift": 6, "zero_point": 8, "lo": signed(9), "hi": signed(9), "signed_out": 1}
 )
 
-# One loop nest of sums: for group, block (of columns), segment and chunk (of the sum), row and col (of output pixels).
-# A sum runs over segments x chunks; a chunk is one vector of lanes, the last of a segment may be shorter.
+# One loop nest of sums: for group, block (of columns), segment and chunk (of the sum), image, row and col (of output
+# pixels). A sum runs over segments x chunks; a chunk is one vector of lanes, the last of a segment may be shorter.
+# Without `b_votes` the nest takes a word of weights for every chunk and uses it for all images, rows and cols.
 MATMUL = data.StructLayout(
     {
         "opcode": 4,
@@ -43,6 +45,7 @@ MATMUL = data.StructLayout(
         "b_votes": 1,  # B comes from the vote memory, not from the weights
         "transposed": 1,  # read a vote word with lanes and columns exchanged
         "to_votes": 1,  # results go to the vote memory
+        "split": 1,  # the halves of the rows make sums of their own, for two lanes of a vote word
         "has_bias": 1,
         "za": 8,
         "zb": 8,
@@ -50,6 +53,7 @@ MATMUL = data.StructLayout(
         "blocks": COUNT,
         "segments": COUNT,
         "chunks": COUNT,
+        "images": COUNT,
         "rows": COUNT,
         "cols": COUNT,
         "lanes": 7,  # valid lanes in a chunk, and in the last of a segment
@@ -60,17 +64,19 @@ MATMUL = data.StructLayout(
         "a_group": ADDRESS,
         "a_segment": ADDRESS,
         "a_chunk": ADDRESS,
+        "a_image": ADDRESS,
         "a_row": ADDRESS,
         "a_col": ADDRESS,
-        "b_base": ADDRESS,  # words of the weight or the vote memory
+        "b_base": ADDRESS,  # words of the vote memory
         "b_group": ADDRESS,
         "b_block": ADDRESS,
-        "b_segment": ADDRESS,
         "b_chunk": ADDRESS,
+        "b_image": ADDRESS,
         "bias_base": ADDRESS,  # words of the bias memory, one a block
-        "o_base": ADDRESS,  # with to_votes: words of the vote memory, one lane of it a group
+        "o_base": ADDRESS,  # with to_votes: words of the vote memory, one lane of it (split: two) a group
         "o_group": ADDRESS,
         "o_block": ADDRESS,
+        "o_image": ADDRESS,
         "o_row": ADDRESS,
         "o_col": ADDRESS,
         "requantize": REQUANTIZE,
@@ -120,6 +126,8 @@ EMIT = data.StructLayout(
     }  # count in bytes, or in words of the vote memory
 )
 
+FETCH = data.StructLayout({"opcode": 4, "address": 32, "words": ADDRESS})  # bytes from the weights' base; array words
+
 LAYOUTS = {
     Opcode.HALT: data.StructLayout({"opcode": 4}),
     Opcode.MATMUL: MATMUL,
@@ -127,6 +135,7 @@ LAYOUTS = {
     Opcode.SOFTMAX: SOFTMAX,
     Opcode.EMIT: EMIT,
     Opcode.COUNTERS: EMIT,
+    Opcode.FETCH: FETCH,
 }
 BITS = max(layout.size for layout in LAYOUTS.values())
 WORDS = -(-BITS // WORD_BITS)
@@ -139,11 +148,10 @@ class Target(enum.IntEnum):
 
     START = 0  # no payload; the address is the program's entry
     PROGRAM = 1  # one beat a 32-bit word
-    WEIGHTS = 2  # rows * columns / 4 beats a word, the lowest byte first
-    BIAS = 3  # `columns` beats a word
-    ACTIVATIONS = 4  # four bytes a beat at a byte address
-    SQUASH_TABLE = 5  # one entry a beat
-    EXP_TABLE = 6
+    BIAS = 2  # `columns` beats a word
+    ACTIVATIONS = 3  # four bytes a beat at a byte address
+    SQUASH_TABLE = 4  # one entry a beat
+    EXP_TABLE = 5
 
 
 COUNTERS = (
@@ -154,6 +162,7 @@ COUNTERS = (
     "emit_cycles",
     "fetch_cycles",
     "output_stalls",
+    "weight_stalls",
     "busy_pe_cycles",
 )
 

@@ -16,7 +16,7 @@ class Loader(wiring.Component):
     """Reads packets (`hw.isa.Target`) from `packets` while `run` is low and takes nothing while a program runs.
 
     Every write appears for one cycle: the target's bit of `enable`, `address`, and `data`, in which a beat is the
-    lowest 32 bits for targets of one beat a word and a whole word for weights and biases. START raises `start` with
+    lowest 32 bits for targets of one beat a word and a whole word for biases. START raises `start` with
     the program's entry in `address`.
     """
 
@@ -28,11 +28,8 @@ class Loader(wiring.Component):
     data: Signal
 
     def __init__(self, parameters: Parameters) -> None:
-        self._beats = {
-            isa.Target.WEIGHTS: parameters.rows * parameters.columns // 4,
-            isa.Target.BIAS: parameters.columns,
-        }
-        self._width = 32 * max(self._beats.values())
+        self._columns = parameters.columns
+        self._width = 32 * parameters.columns
         super().__init__(
             {
                 "packets": In(stream.Signature(32)),
@@ -47,7 +44,7 @@ class Loader(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         target, remaining = Signal(4), Signal(28)
-        beat = Signal(range(self._width // 32))
+        beat = Signal(range(self._columns))
         shift = Signal(self._width)
         stepped = Signal()  # the address moves on the cycle after a write
         taken = self.packets.valid & self.packets.ready
@@ -79,23 +76,14 @@ class Loader(wiring.Component):
                 m.d.comb += self.packets.ready.eq(~stepped)
                 with m.If(taken):
                     m.d.sync += remaining.eq(remaining - 1)
-                    last_beat: Any = 1
-                    with m.Switch(target):
-                        for wide, beats in self._beats.items():
-                            with m.Case(wide):
-                                m.d.sync += [
-                                    # word = the beats so far, the newest on top
-                                    shift[: 32 * beats].eq(Cat(shift[32 : 32 * beats], self.packets.payload)),
-                                    beat.eq(beat + 1),
-                                ]
-                                with m.If(beat == beats - 1):
-                                    m.d.sync += [beat.eq(0), self.enable.bit_select(target, 1).eq(1), stepped.eq(1)]
-                        with m.Default():
-                            m.d.sync += [
-                                shift[:32].eq(self.packets.payload),
-                                self.enable.bit_select(target, 1).eq(last_beat),
-                                stepped.eq(1),
-                            ]
+                    with m.If(target == isa.Target.BIAS):
+                        # word = the beats so far, the newest on top
+                        m.d.sync += [shift.eq(Cat(shift[32:], self.packets.payload)), beat.eq(beat + 1)]
+                        with m.If(beat == self._columns - 1):
+                            m.d.sync += [beat.eq(0), self.enable[isa.Target.BIAS].eq(1), stepped.eq(1)]
+                    with m.Else():
+                        m.d.sync += shift[:32].eq(self.packets.payload)
+                        m.d.sync += [self.enable.bit_select(target, 1).eq(1), stepped.eq(1)]
                     with m.If(remaining == 1):
                         m.next = "HEADER"
         m.d.comb += self.data.eq(shift)

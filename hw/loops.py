@@ -1,4 +1,4 @@
-"""Six nested loops and the addresses that follow them, one step a cycle and no multiplier."""
+"""Seven nested loops and the addresses that follow them, one step a cycle and no multiplier."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from amaranth.lib.wiring import In, Out
 
 from hw.isa import ADDRESS, COUNT
 
-LEVELS = ("group", "block", "segment", "chunk", "row", "col")  # outermost first
+LEVELS = ("group", "block", "segment", "chunk", "image", "row", "col")  # outermost first
 
 
 class LoopNest(wiring.Component):
     """Counts through the nest: `valid` marks a step, `advance` the level that moves at its end (inner ones restart).
 
-    `start` puts every counter to zero; from the next cycle on each cycle is a step until the last one. `first`/`last`
-    hold, level by level, whether the current step is in the first or the last round of that loop.
+    `start` puts every counter to zero; from the next cycle on `running` is high and each cycle with `ready` is a step,
+    until the last one. `first`/`last` hold, level by level, whether the current step is in the first or the last round
+    of that loop.
     """
 
     start: Signal
     counts: data.View
+    ready: Signal
+    running: Signal
     valid: Signal
     first: Signal
     last: Signal
@@ -31,29 +34,29 @@ class LoopNest(wiring.Component):
         levels = len(LEVELS)
         super().__init__({
             "start": In(1), "counts": In(data.ArrayLayout(COUNT, levels)),
-            "valid": Out(1), "first": Out(levels), "last": Out(levels), "advance": Out(levels),
+            "ready": In(1), "running": Out(1), "valid": Out(1),
+            "first": Out(levels), "last": Out(levels), "advance": Out(levels),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         counters = [Signal(COUNT, name=f"{name}_counter") for name in LEVELS]
-        running = Signal()
-        m.d.comb += self.valid.eq(running)
+        m.d.comb += self.valid.eq(self.running & self.ready)
         inner_last: Any = 1
         for level in reversed(range(len(LEVELS))):
             counter = counters[level]
             m.d.comb += [
                 self.first[level].eq(counter == 0),
                 self.last[level].eq(counter == self.counts[level] - 1),
-                self.advance[level].eq(running & inner_last & ~self.last[level]),
+                self.advance[level].eq(self.valid & inner_last & ~self.last[level]),
             ]
-            with m.If(running & inner_last):
+            with m.If(self.valid & inner_last):
                 m.d.sync += counter.eq(Mux(self.last[level], 0, counter + 1))
             inner_last = inner_last & self.last[level]
-        with m.If(running & inner_last):
-            m.d.sync += running.eq(0)
+        with m.If(self.valid & inner_last):
+            m.d.sync += self.running.eq(0)
         with m.If(self.start):
-            m.d.sync += [running.eq(1), *[counter.eq(0) for counter in counters]]
+            m.d.sync += [self.running.eq(1), *[counter.eq(0) for counter in counters]]
         return m
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ from hw.memory import Bank
 from hw.parameters import Parameters
 from hw.requantizer import Requantizer
 
-GROUP, BLOCK, SEGMENT, CHUNK, ROW, COL = range(len(LEVELS))
+GROUP, BLOCK, SEGMENT, CHUNK, IMAGE, ROW, COL = range(len(LEVELS))
 
 # Cycles from a step of the loop nest to its place in the pipeline.
 OPERANDS = 1  # memories answer
@@ -31,9 +32,13 @@ class MatmulEngine(wiring.Component):
 
     A step of the loop nest fetches a vector of A and a word of B; the array multiplies and sums its lanes; the sum is
     added to the accumulator of its output pixel (`bias` or zero for the first chunk) and, for the last chunk,
-    requantised and written. So weights are read once for all pixels, results leave at one pixel a cycle without a
-    drain, and no step ever waits for another: a sum that is wanted again in the very next step goes around the
-    accumulator memory. Every step takes one cycle; a job takes steps + RESULT + 2 cycles from `start` to `done`.
+    requantised and written. So weights are taken once for all pixels of all images, results leave at one pixel a cycle
+    without a drain, and no step ever waits for another: a sum that is wanted again in the very next step goes around
+    the accumulator memory. The one thing to wait for is a word of weights that has not come yet (`stalled`); without
+    that every step takes one cycle, and a job steps + RESULT + 2 cycles from `start` to `done`.
+
+    With `split`, rows hold the elements of two input capsules and their weights, and each column makes two votes a
+    step; sums then are of one chunk and without bias, so the second one needs no accumulator.
     """
 
     config: data.View
@@ -41,22 +46,26 @@ class MatmulEngine(wiring.Component):
     done: Signal
     read_address: Signal
     read_data: data.View
-    b_address: Signal
+    weights_available: Signal
+    weights_next: Signal
     weight_data: data.View
+    vote_address: Signal
     vote_data: data.View
     bias_address: Signal
     bias_data: data.View
     write_enable: Signal
     write_votes: Signal
+    write_pair: Signal
     write_lane: Signal
     write_address: Signal
     write_data: data.View
+    write_upper: data.View
     write_mask: Signal
     busy_pes: Signal
+    stalled: Signal
 
     def __init__(self, parameters: Parameters) -> None:
         p = self._parameters = parameters
-        self._vote_address = max(1, (p.vote_words - 1).bit_length())
         super().__init__(
             {
                 "config": In(isa.MATMUL),
@@ -64,18 +73,23 @@ class MatmulEngine(wiring.Component):
                 "done": Out(1),
                 "read_address": Out(isa.ADDRESS),
                 "read_data": In(data.ArrayLayout(8, p.lanes)),
-                "b_address": Out(isa.ADDRESS),
+                "weights_available": In(1),
+                "weights_next": Out(1),
                 "weight_data": In(data.ArrayLayout(data.ArrayLayout(8, p.columns), p.rows)),
+                "vote_address": Out(isa.ADDRESS),
                 "vote_data": In(data.ArrayLayout(data.ArrayLayout(8, p.square), p.square)),
                 "bias_address": Out(isa.ADDRESS),
                 "bias_data": In(data.ArrayLayout(signed(32), p.columns)),
                 "write_enable": Out(1),
                 "write_votes": Out(1),
+                "write_pair": Out(1),
                 "write_lane": Out(range(p.square)),
                 "write_address": Out(isa.ADDRESS),
                 "write_data": Out(data.ArrayLayout(8, p.columns)),
+                "write_upper": Out(data.ArrayLayout(8, p.columns)),
                 "write_mask": Out(p.columns),
                 "busy_pes": Out(range(p.rows * p.columns + 1)),
+                "stalled": Out(1),
             }
         )
 
@@ -87,10 +101,25 @@ class MatmulEngine(wiring.Component):
         m.submodules.b_addresses = b_address = LoopAddress()
         m.submodules.o_addresses = o_address = LoopAddress()
         for level, count in enumerate(
-            (config.groups, config.blocks, config.segments, config.chunks, config.rows, config.cols)
+            (
+                config.groups,
+                config.blocks,
+                config.segments,
+                config.chunks,
+                config.images,
+                config.rows,
+                config.cols,
+            )
         ):
             m.d.comb += nest.counts[level].eq(count)
-        m.d.comb += nest.start.eq(self.start)
+        uses_weights = ~config.b_votes
+        m.d.comb += [
+            nest.start.eq(self.start),
+            nest.ready.eq(config.b_votes | self.weights_available),
+            self.stalled.eq(nest.running & ~nest.ready),
+            # the last use of a word: every loop within the chunk is in its last round
+            self.weights_next.eq(nest.valid & uses_weights & nest.last[IMAGE:].all()),
+        ]
         for address in (a_address, b_address, o_address):
             m.d.comb += [address.start.eq(self.start), address.advance.eq(nest.advance)]
 
@@ -111,26 +140,26 @@ class MatmulEngine(wiring.Component):
         steps = [data.View(step_layout, Signal(step_layout.size, name=f"step_{stage}")) for stage in range(RESULT + 1)]
         step = steps[0]
         pixel, bias, lane = Signal(range(p.pixels)), Signal(isa.ADDRESS), Signal(range(p.square))
-        with m.If(nest.advance[:ROW].any()):
+        with m.If(nest.advance[:IMAGE].any()):
             m.d.sync += pixel.eq(0)
         with m.Elif(nest.advance.any()):
             m.d.sync += pixel.eq(pixel + 1)
         with m.If(nest.advance[:SEGMENT].any()):
             m.d.sync += bias.eq(bias + 1)
         with m.If(nest.advance[GROUP]):
-            m.d.sync += lane.eq(lane + 1)
+            m.d.sync += lane.eq(lane + Mux(config.split, 2, 1))
         with m.If(self.start):
             m.d.sync += [pixel.eq(0), bias.eq(config.bias_base), lane.eq(0)]
 
         # One vote word holds `square` groups, one a lane: its address moves on when the lanes are full.
-        hold = config.to_votes & (lane != p.square - 1)
+        hold = config.to_votes & (lane != Mux(config.split, p.square - 2, p.square - 1))
         for address, base, strides in (
             (a_address, config.a_base, {GROUP: config.a_group, SEGMENT: config.a_segment, CHUNK: config.a_chunk,
-                                        ROW: config.a_row, COL: config.a_col}),
-            (b_address, config.b_base, {GROUP: config.b_group, BLOCK: config.b_block, SEGMENT: config.b_segment,
-                                        CHUNK: config.b_chunk}),
-            (o_address, config.o_base, {GROUP: Mux(hold, 0, config.o_group), BLOCK: config.o_block, ROW: config.o_row,
-                                        COL: config.o_col}),
+                                        IMAGE: config.a_image, ROW: config.a_row, COL: config.a_col}),
+            (b_address, config.b_base, {GROUP: config.b_group, BLOCK: config.b_block, CHUNK: config.b_chunk,
+                                        IMAGE: config.b_image}),
+            (o_address, config.o_base, {GROUP: Mux(hold, 0, config.o_group), BLOCK: config.o_block,
+                                        IMAGE: config.o_image, ROW: config.o_row, COL: config.o_col}),
         ):  # fmt: skip
             m.d.comb += address.base.eq(base)
             m.d.comb += [address.strides[level].eq(stride) for level, stride in strides.items()]
@@ -147,7 +176,7 @@ class MatmulEngine(wiring.Component):
             step.rows.eq(Cat(index < lanes for index in range(p.rows))),
             step.columns.eq(Cat(index < columns for index in range(p.columns))),
             self.read_address.eq(a_address.address),
-            self.b_address.eq(b_address.address),
+            self.vote_address.eq(b_address.address),
         ]
         for earlier, later in pairwise(steps):
             m.d.sync += later.eq(earlier)
@@ -164,6 +193,7 @@ class MatmulEngine(wiring.Component):
             array.kind.eq(config.kind),
             array.za.eq(config.za),
             array.zb.eq(config.zb),
+            array.split.eq(config.split),
         ]
         for row in range(p.rows):
             m.d.comb += array.a[row].eq(self.read_data[row])
@@ -200,31 +230,38 @@ class MatmulEngine(wiring.Component):
             start = Mux(summed.first, bias_data[column], before[column])
             m.d.comb += sums[column].eq(start + array.sums[column])
         m.d.sync += total.eq(sums)
+        if p.split:
+            upper = data.View(wide, Signal(wide.size, name="upper"))
+            m.d.sync += [upper[column].eq(array.upper[column]) for column in range(p.columns)]
 
         # Requantise and write.
         result = steps[RESULT]
-        for column in range(p.columns):
-            m.submodules[f"requantizer_{column}"] = unit = Requantizer()
+        ways = [("requantizer", total, self.write_data)]
+        if p.split:
+            ways.append(("upper_requantizer", upper, self.write_upper))
+        for (name, acc, byte), column in itertools.product(ways, range(p.columns)):
+            m.submodules[f"{name}_{column}"] = unit = Requantizer()
             m.d.comb += [
-                unit.acc.eq(total[column]),
+                unit.acc.eq(acc[column]),
                 unit.multiplier.eq(config.requantize.multiplier),
                 unit.shift.eq(config.requantize.shift),
                 unit.zero_point.eq(config.requantize.zero_point),
                 unit.lo.eq(config.requantize.lo),
                 unit.hi.eq(config.requantize.hi),
                 unit.signed_out.eq(config.requantize.signed_out),
-                self.write_data[column].eq(unit.byte),
+                byte[column].eq(unit.byte),
             ]
         m.d.comb += [
             self.write_enable.eq(result.valid & result.last),
             self.write_votes.eq(config.to_votes),
+            self.write_pair.eq(config.split),
             self.write_lane.eq(result.lane),
             self.write_address.eq(result.address),
             self.write_mask.eq(result.columns),
         ]
 
         # Done when the nest has ended and the pipeline is empty.
-        active, busy = Signal(), Cat(s.valid for s in steps).any()
+        active, busy = Signal(), nest.running | Cat(s.valid for s in steps[1:]).any()
         with m.If(self.start):
             m.d.sync += active.eq(1)
         with m.Elif(active & ~busy):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.isa import Target
+from hw.isa import Opcode, Target
 from hw.parameters import Parameters
 from model.qnetwork import Codes, Coding
 
@@ -19,6 +20,7 @@ class Region:
     shape: tuple[int, ...]
     coding: Coding
     base: int
+    images: int = 1  # one behind the other, `size` bytes each
     votes: bool = False  # in the vote memory: padded words, see VoteMemory
     border: int = 0  # pixels of padding around (H, W, C), which hold the code of zero from the start
 
@@ -29,17 +31,23 @@ class Region:
 
     @property
     def size(self) -> int:
-        """Bytes in memory."""
+        """Bytes of one image."""
         return max(1, int(np.prod(self.stored)))
 
     @property
+    def total(self) -> int:
+        """Bytes of all images."""
+        return self.images * self.size
+
+    @property
     def inner(self) -> int:
-        """Address of the first element inside the border."""
+        """Address of the first element inside the first image's border."""
         return self.base + self.border * (int(np.prod(self.stored[1:])) + int(np.prod(self.stored[2:])))
 
     def without_border(self, stored: NDArray) -> NDArray:
+        """Images (N, *stored) without their borders."""
         edge = slice(self.border, -self.border or None)
-        return stored[edge, edge] if self.border else stored
+        return stored[:, edge, edge] if self.border else stored
 
 
 @dataclass(frozen=True)
@@ -64,12 +72,29 @@ class Packet:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A descriptor: what it is for ("layer.operation"), its opcode and fields, and the array words of weights (the
+    first, and how many) that it takes.
+    """
+
+    label: str
+    opcode: Opcode
+    fields: dict[str, Any]
+    weights: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Program:
-    """A compiled network. `setup` is loaded once; then each image is one packet and one START at an entry."""
+    """A compiled network. `setup` is loaded once and `weights` lie in external memory; then each batch of images is one
+    packet and one START at an entry. Counters follow every layer and the class.
+    """
 
     parameters: Parameters
     setup: list[Packet]
-    entry: int  # image to class, nothing else emitted
+    weights: NDArray[np.uint8] = field(repr=False)  # the bytes that FETCH addresses
+    plain: list[Step] = field(repr=False)
+    traced: list[Step] = field(repr=False)
+    entry: int  # images to classes, nothing else emitted
     traced_entry: int  # the same with every boundary emitted
     image: Region
     emissions: dict[int, Emission]  # by tag; all but CLASS_TAG and COUNTERS_TAG belong to the traced entry
@@ -78,32 +103,39 @@ class Program:
     COUNTERS_TAG = 255
 
     def image_packet(self, codes: Codes) -> Packet:
-        """The packet that puts one image (H, W, C) into its place."""
+        """The packet that puts a batch of images (N, H, W, C) into its place; what is missing is zeros."""
         edge = (self.image.border, self.image.border)
-        padded = np.pad(codes, (edge, edge, (0, 0)), constant_values=self.image.coding.zero_point)
+        missing = self.image.images - len(codes)
+        padded = np.pad(codes, ((0, missing), edge, edge, (0, 0)), constant_values=self.image.coding.zero_point)
         return Packet(Target.ACTIVATIONS, self.image.base, words32(to_bytes(self.image.coding, padded)))
 
     def start_packet(self, traced: bool) -> Packet:
         return Packet(Target.START, self.traced_entry if traced else self.entry, np.zeros(0, np.uint32))
 
+    def packet_tags(self, traced: bool) -> list[int]:
+        """The tags of the packets that an inference sends, in order."""
+        steps = self.traced if traced else self.plain
+        return [s.fields["tag"] for s in steps if s.opcode in (Opcode.EMIT, Opcode.COUNTERS)]
+
     def payload_bytes(self, emission: Emission) -> int:
         """How many bytes the packet of a boundary carries."""
         region, size = emission.region, self.parameters.square
-        return vote_words(region.shape, size) * size * size if region.votes else region.size
+        return region.images * vote_words(region.shape, size) * size * size if region.votes else region.total
 
     def decode(self, emission: Emission, payload: bytes) -> Codes:
-        """The codes of a boundary out of the bytes of its packet."""
+        """The codes of a boundary (N, ...) of all images of the batch out of the bytes of its packet."""
         region = emission.region
         if not region.votes:
-            stored = np.frombuffer(payload[: region.size], np.uint8).reshape(region.stored)
+            stored = np.frombuffer(payload[: region.total], np.uint8).reshape(region.images, *region.stored)
             raw = region.without_border(stored)
         else:
             inputs, classes, dim = region.shape
             size = self.parameters.square
             words = np.frombuffer(payload, np.uint8).reshape(
-                -1, classes, -(-dim // size), size, size
-            )  # block, j, d block, lane i, d
-            raw = words.transpose(0, 3, 1, 2, 4).reshape(words.shape[0] * size, classes, -1)[:inputs, :, :dim]
+                region.images, -1, classes, -(-dim // size), size, size
+            )  # image, block, j, d block, lane i, d
+            votes = words.transpose(0, 1, 4, 2, 3, 5).reshape(region.images, -1, classes, words.shape[3] * size)
+            raw = votes[:, :inputs, :, :dim]
         return from_bytes(region.coding, raw)
 
 

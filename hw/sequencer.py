@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth import Module, Signal
-from amaranth.lib import data, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw import isa
 from hw.parameters import Parameters
 
+REQUEST = data.StructLayout({"address": 32, "words": isa.ADDRESS})  # of weights, see isa.FETCH
 UNITS = (isa.Opcode.MATMUL, isa.Opcode.SQUASH, isa.Opcode.SOFTMAX, isa.Opcode.EMIT)  # COUNTERS is the emitter's, too
 
 
@@ -18,7 +19,8 @@ class Sequencer(wiring.Component):
     """From `start` at `entry` until a HALT: fetch a descriptor (one word a cycle), start its unit, wait for `done`.
 
     `running` is high from the cycle after `start` until the HALT; `active` is the unit at work (one-hot, in the order
-    of UNITS). An unknown opcode halts, too. Fetching a descriptor costs WORDS + 2 cycles.
+    of UNITS). A FETCH hands its request to `requests` and goes on as soon as that is taken. An unknown opcode halts,
+    too. Fetching a descriptor costs WORDS + 2 cycles.
     """
 
     start: Signal
@@ -28,6 +30,7 @@ class Sequencer(wiring.Component):
     program_address: Signal
     program_data: Signal
     descriptor: Signal
+    requests: stream.Interface
     unit_start: Signal
     unit_done: Signal
     active: Signal
@@ -42,6 +45,7 @@ class Sequencer(wiring.Component):
                 "program_address": Out(range(parameters.program_words)),
                 "program_data": In(32),
                 "descriptor": Out(isa.WORDS * isa.WORD_BITS),
+                "requests": Out(stream.Signature(REQUEST)),
                 "unit_start": Out(len(UNITS)),
                 "unit_done": In(len(UNITS)),
                 "active": Out(len(UNITS)),
@@ -54,7 +58,12 @@ class Sequencer(wiring.Component):
         word = Signal(range(isa.WORDS + 1))
         words = data.View(data.ArrayLayout(isa.WORD_BITS, isa.WORDS), self.descriptor)
         opcode = self.descriptor[:4]
-        m.d.comb += self.program_address.eq(address)
+        fetch = data.View(isa.FETCH, self.descriptor[: isa.FETCH.size])
+        m.d.comb += [
+            self.program_address.eq(address),
+            self.requests.payload.address.eq(fetch.address),
+            self.requests.payload.words.eq(fetch.words),
+        ]
         with m.FSM() as fsm:
             with m.State("IDLE"), m.If(self.start):
                 m.d.sync += [address.eq(self.entry), word.eq(0)]
@@ -72,6 +81,11 @@ class Sequencer(wiring.Component):
             with m.State("DISPATCH"):
                 m.d.comb += self.fetching.eq(1)
                 with m.Switch(opcode):
+                    with m.Case(isa.Opcode.FETCH):
+                        m.d.comb += self.requests.valid.eq(1)
+                        with m.If(self.requests.ready):
+                            m.d.sync += word.eq(0)
+                            m.next = "FETCH"
                     for index, unit in enumerate(UNITS):
                         with m.Case(unit, *([isa.Opcode.COUNTERS] if unit == isa.Opcode.EMIT else [])):
                             m.d.comb += self.unit_start[index].eq(1)

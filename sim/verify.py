@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hw import isa
 from hw.compiler import compile_network
 from hw.generate import TOP
-from hw.parameters import MultiplierKind
+from hw.parameters import MultiplierKind, Size
 from hw.program import Emission, Program
 from model import reference
 from model.errors import RedcaneError
@@ -41,10 +41,13 @@ def load_program(network: QNetwork, rtl: Path) -> tuple[Program, NDArray[np.uint
         described = json.loads(read_bounded(path, MAX_DESCRIPTION))
         parameters = described["parameters"]
         kinds = tuple(MultiplierKind(**kind) for kind in parameters["kinds"])
-        program = compile_network(network, kinds, parameters["rows"], parameters["columns"])
+        program = compile_network(network, kinds, Size(**described["size"]))
         same = json.loads(json.dumps(asdict(program.parameters))) == parameters
     except (ValueError, KeyError, TypeError) as problem:
         raise RedcaneError(f"{path}: not a description of an accelerator ({problem}); generate it again") from None
+    weights = rtl / "weights.bin"
+    if read_bounded(weights, MAX_PROGRAM) != program.weights.tobytes():
+        raise RedcaneError(f"{weights}: these are not the network's weights; generate it again")
     if not same:
         raise RedcaneError(f"{path}: this accelerator was generated for another network; generate it again")
     text = read_bounded(rtl / "program.hex", MAX_PROGRAM).decode("ascii", "replace")
@@ -65,7 +68,8 @@ def verify(
 ) -> dict[str, Any]:
     """Run image codes (N, H, W, C) through the Verilog in `rtl` and compare every boundary with the reference.
 
-    Each image is computed twice: with every boundary emitted, and as in use, for its class and its cycles.
+    Each batch is computed twice: with every boundary emitted, and as in use, for its classes and its cycles; a last
+    batch that is not full is filled up with zeros, which nobody looks at.
     `back_pressure` is the share of time that both streams hold back (seeded). `progress` is told the number of images
     done, now and then. Returns the content of verify.json (docs/artefacts.md): counts, the first mismatch or null,
     accuracies, cycles an image, utilisation.
@@ -77,19 +81,22 @@ def verify(
     sources = sorted(rtl.glob("*.v"))
     modules = [kind.module for kind in program.parameters.kinds]
     beats, cuts, expected = [setup], [], [0]
-    for image in images:
+    p = program.parameters
+    batches = [images[start : start + p.batch] for start in range(0, len(images), p.batch)]
+    for batch in batches:
         for traced in (True, False):
-            packets = [program.image_packet(image), program.start_packet(traced)]
+            packets = [program.image_packet(batch), program.start_packet(traced)]
             cuts.append(sum(len(b) for b in beats))
             beats.append(np.array([beat for packet in packets for beat in packet.beats()], np.uint32))
-            expected.append(2 + traced * (len(program.emissions) - 1))
+            expected.append(len(program.packet_tags(traced)))
     with tempfile.TemporaryDirectory(prefix="redcane-verify-") as scratch:
         files = {"beats": str(Path(scratch, "beats.npy")), "received": str(Path(scratch, "received.npz")),
                  "done": str(Path(scratch, "done"))}  # fmt: skip
         np.save(files["beats"], np.concatenate(beats))
-        job = {**files, "cuts": cuts, "frames": expected, "seed": seed, "back_pressure": back_pressure,
+        job = {**files, "weights": str((rtl / "weights.bin").absolute()), "word_bytes": p.rows * p.columns,
+               "cuts": cuts, "frames": expected, "seed": seed, "back_pressure": back_pressure,
                "timeout_cycles": 20 * _upper_cycles(program, len(setup))}  # fmt: skip
-        with _watching(Path(files["done"]), progress):
+        with _watching(Path(files["done"]), lambda runs: progress(min(len(images), runs // 2 * p.batch))):
             simulate(sources, TOP, "sim.bench_accelerator", job, seed, isolate_modules=["pe", *modules])
         with np.load(files["received"], allow_pickle=False) as received:
             frames = np.split(received["beats"], np.cumsum(received["lengths"])[:-1])
@@ -98,20 +105,20 @@ def verify(
     reference_hits = rtl_hits = 0
     counters: list[dict[str, int]] = []
     position = 0
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        trace = reference.run(network, image)
+    for number, batch in enumerate(batches):
+        traces = [reference.run(network, image) for image in batch]
         for traced in (True, False):
-            count = 2 + traced * (len(program.emissions) - 1)
-            board.image(number, frames[position : position + count], trace, traced)
+            count = len(program.packet_tags(traced))
+            board.batch(number * p.batch, frames[position : position + count], traces, traced)
             position += count
-        counters.append(board.counters)
-        reference_hits += int(trace["class"]) == label
-        rtl_hits += board.answer == label
-    p = program.parameters
-    cycles = [c["cycles"] - c["output_stalls"] for c in counters]
+        counters.append(board.counters[-1])
+        here = labels[number * p.batch :][: len(batch)]
+        reference_hits += sum(int(trace["class"]) == label for trace, label in zip(traces, here, strict=True))
+        rtl_hits += int((board.answers == here).sum())
+    cycles = [(c["cycles"] - c["output_stalls"]) / p.batch for c in counters]
     busy = sum(c["busy_pe_cycles"] for c in counters)
     return {
-        "schema": 1,
+        "schema": 2,
         "images": len(images),
         "boundaries": [e.boundary for e in program.emissions.values()],
         "values_compared": board.compared,
@@ -119,23 +126,24 @@ def verify(
         "first_mismatch": board.first,
         "accuracy": {"reference": float(reference_hits / len(images)), "rtl": float(rtl_hits / len(images))},
         "cycles_per_image": {"mean": float(np.mean(cycles)), "min": min(cycles), "max": max(cycles)},
-        "pe_utilisation": busy / (sum(cycles) * p.rows * p.columns),
-        "counters_first_image": counters[0],
+        "pe_utilisation": busy / (p.batch * sum(cycles) * p.rows * p.columns),
+        "counters_first_batch": counters[0],
         "back_pressure": back_pressure,
         "multipliers": [kind.component for kind in p.kinds],
         "array": [p.rows, p.columns],
+        "batch": p.batch,
     }
 
 
 @contextmanager
 def _watching(done: Path, progress: Callable[[int], None]) -> Iterator[None]:
-    """Tell `progress` how many runs the bench has put into the file `done`, halved: an image is run twice."""
+    """Tell `progress` how many runs the bench has put into the file `done`."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(0.3):
             if done.exists():
-                progress(done.stat().st_size // 2)
+                progress(done.stat().st_size)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -154,15 +162,16 @@ class Scoreboard:
         self.compared = 0
         self.mismatches = 0
         self.first: dict[str, Any] | None = None
-        self.answer = -1  # the class of the last image, and its counters
-        self.counters: dict[str, int] = {}
+        self.answers = np.zeros(0, np.int64)  # the classes of the last batch
+        self.counters: list[dict[str, int]] = []  # of the last batch, after each layer and at the end
 
-    def image(self, number: int, frames: list[NDArray[np.uint32]], trace: reference.Trace, traced: bool) -> None:
-        """Compare the packets of one image, in the order of execution."""
+    def batch(
+        self, number: int, frames: list[NDArray[np.uint32]], traces: list[reference.Trace], traced: bool
+    ) -> None:
+        """Compare the packets of one batch, in the order of execution; `number` is that of its first image."""
         program = self._program
-        wanted = [tag for tag in program.emissions if tag != program.CLASS_TAG] if traced else []
-        wanted += [program.CLASS_TAG, program.COUNTERS_TAG]
-        for tag, frame in zip(wanted, frames, strict=True):
+        self.counters = []
+        for tag, frame in zip(program.packet_tags(traced), frames, strict=True):
             header, payload = int(frame[0]), frame[1:].astype("<u4").tobytes()
             size = header & 0xFFFFFF
             if header >> 24 != tag or len(payload) != -(-size // 4) * 4:
@@ -170,16 +179,18 @@ class Scoreboard:
                 continue
             if tag == program.COUNTERS_TAG:
                 values = np.frombuffer(payload, "<u8").tolist()
-                self.counters = dict(zip(isa.COUNTERS, values, strict=True))
+                self.counters.append(dict(zip(isa.COUNTERS, values, strict=True)))
                 continue
             emission = program.emissions[tag]
             wanted_size = program.payload_bytes(emission)
             if size != wanted_size:
                 self._differ(number, emission.boundary, [], f"{wanted_size} bytes", f"{size} bytes")
                 continue
-            self._compare(number, emission, program.decode(emission, payload), trace[emission.boundary])
+            got = program.decode(emission, payload)[: len(traces)]
+            for index, trace in enumerate(traces):
+                self._compare(number + index, emission, got[index], trace[emission.boundary])
             if tag == program.CLASS_TAG:
-                self.answer = int(program.decode(emission, payload))
+                self.answers = got.astype(np.int64)
 
     def _compare(self, number: int, emission: Emission, got: Codes, wanted: NDArray) -> None:
         wanted = wanted.reshape(got.shape)
@@ -199,4 +210,6 @@ class Scoreboard:
 def _upper_cycles(program: Program, setup_beats: int) -> int:
     """More cycles than set-up and one traced image can take without back-pressure."""
     p = program.parameters
-    return 4 * setup_beats + 16 * p.activation_bytes + 4 * p.weight_words * p.pixels + 64 * p.vote_words + 100_000
+    word = p.rows * p.columns
+    uses = 4 * len(program.weights) // word * (p.pixels + p.word_beats)
+    return 4 * setup_beats + 16 * p.activation_bytes + uses + (64 + word) * p.vote_words + 100_000

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from hw.generate import generate
+from hw.parameters import Size
 from model.errors import RedcaneError
 from model.qnetwork import FORMATS, Coding, Format, Product, QClassCaps, QNetwork, Squash, exp_table, unit_interval
 from sim.verify import verify
@@ -55,7 +56,7 @@ def with_verilog_tables(network: QNetwork) -> QNetwork:
 
 
 def check(network: QNetwork, seed: int, rows: int, columns: int, folder: Path) -> dict:
-    generate(network, COMPONENTS, folder, rows, columns)
+    generate(network, COMPONENTS, folder, Size(rows, columns, batch=1 + seed % 2, bus_bits=32 << seed % 3))
     images = image_codes(np.random.default_rng(seed), network, 3)
     return verify(network, folder, images, np.zeros(3, np.int64), seed=seed, back_pressure=0.4)
 
@@ -125,7 +126,7 @@ def test_routing_alone(tmp_path: Path, format: Format) -> None:
 def test_a_wrong_gate_and_wrong_files_are_found(tmp_path_factory, network: QNetwork) -> None:
     network = with_verilog_tables(network)
     folder = tmp_path_factory.mktemp("rtl")
-    generate(network, COMPONENTS, folder)
+    generate(network, COMPONENTS, folder, Size())
     used = network.layers[0].conv.mac.component
     path = folder / f"mul_{used}.v"
     path.write_text(path.read_text().replace("assign O = ", "assign O = 16'h8000 ^ "))
