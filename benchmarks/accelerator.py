@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from hw.generate import generate
+from hw.parameters import Size
 from model import qfile
 from model.multipliers.library import load_library
 from model.qnetwork import QClassCaps, QNetwork
@@ -55,11 +56,11 @@ def main() -> None:
     )
     for size in chosen.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            generate(network, components, Path(folder), size, size)
+            generate(network, components, Path(folder), Size(size, size))
             result = verify(network, Path(folder), image, np.zeros(1, np.int64), back_pressure=0)
         if result["mismatches"]:
             raise SystemExit(f"{size} x {size}: the accelerator differs from the reference: {result['first_mismatch']}")
-        cycles, counters = result["cycles_per_image"]["mean"], result["counters_first_image"]
+        cycles, counters = result["cycles_per_image"]["mean"], result["counters_first_batch"]
         ideal = limit / size**2
         shares = [counters[f"{unit}_cycles"] / cycles for unit in ("matmul", "squash", "softmax", "fetch")]
         print(

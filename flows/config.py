@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from flows.network_config import NETWORKS, Network, Positive, Section
+from hw.parameters import Size
 from model.errors import RedcaneError
 from model.yamlfile import read_yaml
 
@@ -127,6 +128,15 @@ class Accelerator(Section):
 
     rows: Side = Field(4, description="rows R: products that one sum takes in a cycle")
     columns: Side = Field(4, description="columns C: sums computed at once")
+    batch: int = Field(1, ge=1, le=64, description="images computed together, which share every fetch of weights")
+    bus_bits: Literal[32, 64, 128, 256, 512, 1024] = Field(
+        512, description="width of the bus to external memory, where the weights lie; at most R C bytes, an array word"
+    )
+    weight_words: int = Field(256, ge=2, le=65536, description="array words of weights that are fetched ahead")
+
+    def size(self) -> Size:
+        """The hardware's own form of this section."""
+        return Size(**self.model_dump())
 
 
 class Simulate(Section):

@@ -146,9 +146,8 @@ def _quantize(run: Run, scratch: Path, about: Json) -> None:
 
 
 def _generate(run: Run, scratch: Path, about: Json) -> None:
-    size = run.config.accelerator
     (scratch / "rtl").mkdir()
-    generate(run.qnetwork(), run.library.components, scratch / "rtl", size.rows, size.columns)
+    generate(run.qnetwork(), run.library.components, scratch / "rtl", run.config.accelerator.size())
     write_json(scratch / "rtl" / "provenance.json", {}, about)
 
 

@@ -104,6 +104,7 @@ def verify(
     board = Scoreboard(program)
     reference_hits = rtl_hits = 0
     counters: list[dict[str, int]] = []
+    layers: dict[str, dict[str, int]] = {}
     position = 0
     for number, batch in enumerate(batches):
         traces = [reference.run(network, image) for image in batch]
@@ -112,6 +113,7 @@ def verify(
             board.batch(number * p.batch, frames[position : position + count], traces, traced)
             position += count
         counters.append(board.counters[-1])
+        layers = layers or _by_layer(program, board.counters)
         here = labels[number * p.batch :][: len(batch)]
         reference_hits += sum(int(trace["class"]) == label for trace, label in zip(traces, here, strict=True))
         rtl_hits += int((board.answers == here).sum())
@@ -128,10 +130,21 @@ def verify(
         "cycles_per_image": {"mean": float(np.mean(cycles)), "min": min(cycles), "max": max(cycles)},
         "pe_utilisation": busy / (p.batch * sum(cycles) * p.rows * p.columns),
         "counters_first_batch": counters[0],
+        "layers_first_batch": layers,
         "back_pressure": back_pressure,
         "multipliers": [kind.component for kind in p.kinds],
         "array": [p.rows, p.columns],
         "batch": p.batch,
+    }
+
+
+def _by_layer(program: Program, counters: list[dict[str, int]]) -> dict[str, dict[str, int]]:
+    """What the counters, read after each layer and at the end, grew by in each."""
+    ends = [step.label.split(".")[0] for step in program.plain if step.opcode == isa.Opcode.COUNTERS]
+    before = [dict.fromkeys(isa.COUNTERS, 0), *counters]
+    return {
+        layer: {name: now[name] - then[name] for name in isa.COUNTERS}
+        for layer, then, now in zip(ends, before, counters, strict=False)
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from hw import isa
 from hw.compiler import compile_network
-from hw.parameters import MultiplierKind, Parameters
+from hw.parameters import MultiplierKind, Parameters, Size
 from hw.program import from_bytes, to_bytes
 from model.errors import RedcaneError
 from model.qnetwork import Coding, QNetwork, terms
@@ -48,7 +48,7 @@ def test_the_jobs_cover_every_product_once(network: QNetwork) -> None:
     """The valid lanes and columns of all MATMUL jobs, counted, are the multiplications of the network (padded votes
     apart).
     """
-    program = compile_network(network, kinds(network))
+    program = compile_network(network, kinds(network), Size(batch=2))
     code = program.setup[0].words[: program.traced_entry]
     done = 0
     for at in range(0, len(code), isa.WORDS):
@@ -58,7 +58,7 @@ def test_the_jobs_cover_every_product_once(network: QNetwork) -> None:
         job = isa.MATMUL.from_bits(value & ((1 << isa.MATMUL.size) - 1))
         lanes = (job.chunks - 1) * job.lanes + job.last_lanes
         columns = (job.blocks - 1) * job.columns + job.last_columns
-        done += job.groups * job.segments * lanes * columns * job.rows * job.cols
+        done += job.groups * job.segments * lanes * columns * job.rows * job.cols * job.images
     wanted = 0
     height = network.image[0], network.image[1]
     for layer in network.layers:
@@ -72,14 +72,14 @@ def test_the_jobs_cover_every_product_once(network: QNetwork) -> None:
             padded = -(-dim // 4) * 4
             wanted += inputs * dim_in * classes * padded
             wanted += inputs * classes * dim * (2 * layer.iterations - 1)
-    assert done == wanted
+    assert done == 2 * wanted
 
 
 @settings(max_examples=1, deadline=None)
 @given(networks())
 def test_a_multiplier_that_the_pes_lack(network: QNetwork) -> None:
     with pytest.raises(RedcaneError, match="not in the PEs"):
-        compile_network(network, (MultiplierKind("other", "other"),))
+        compile_network(network, (MultiplierKind("other", "other"),), Size())
 
 
 @pytest.mark.parametrize("change", [{"rows": 5}, {"columns": 2}, {"kinds": ()}])

@@ -1,6 +1,7 @@
 """The loop nest and its addresses against nested Python loops."""
 
 import itertools
+import random
 
 from amaranth import Module
 from amaranth.sim import Simulator
@@ -17,6 +18,7 @@ def run_nest(counts: list[int], base: int, strides: list[int]) -> list[tuple[int
     m.submodules.address = address = LoopAddress()
     m.d.comb += [address.advance.eq(nest.advance), address.start.eq(nest.start)]
     steps = []
+    holds = random.Random(base)
 
     async def bench(ctx):
         ctx.set(nest.counts, counts)
@@ -25,9 +27,13 @@ def run_nest(counts: list[int], base: int, strides: list[int]) -> list[tuple[int
         ctx.set(nest.start, 1)
         await ctx.tick()
         ctx.set(nest.start, 0)
-        while ctx.get(nest.valid):
-            steps.append((ctx.get(nest.first), ctx.get(nest.last), ctx.get(address.address)))
+        while ctx.get(nest.running):
+            ctx.set(nest.ready, holds.random() < 0.7)
+            assert ctx.get(nest.valid) == ctx.get(nest.ready)
+            if ctx.get(nest.valid):
+                steps.append((ctx.get(nest.first), ctx.get(nest.last), ctx.get(address.address)))
             await ctx.tick()
+        ctx.set(nest.ready, 1)
         await ctx.tick().repeat(3)
         assert not ctx.get(nest.valid)
 
