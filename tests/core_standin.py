@@ -16,7 +16,7 @@ class CoreStandin(wiring.Component):
     """Takes packets as the accelerator does: {target, payload beats}, address, payload.
 
     START works for as many cycles as the address says. ACTIVATIONS echoes its payload as a result packet whose tag is
-    the lowest byte of the address. WEIGHTS is pairs (address, words), which become requests; their beats are taken at
+    the lowest byte of the address. EXP_TABLE is pairs (address, words), which become requests; their beats are taken at
     moments of a shift register's choice (always, if the address is 0) and a result packet tells two checksums of 32
     bits: the sum of all 32-bit words, and the sum of each times its number, from 1 on; then how often a stream that
     comes in has changed or withdrawn what it offered.
@@ -89,7 +89,7 @@ class CoreStandin(wiring.Component):
                             m.next = "WORK"
                         with m.Case(Target.ACTIVATIONS):
                             m.next = "TELL"
-                        with m.Case(Target.WEIGHTS):
+                        with m.Case(Target.EXP_TABLE):
                             m.next = "WHERE"
             with m.State("WORK"):
                 m.d.comb += core.busy.eq(1)

@@ -47,7 +47,7 @@ class Traffic:
                 address, words = int(rng.integers(0, 256)) * word_bytes, int(rng.integers(0, 24))
                 requests += [address, words]
                 got += weights[address // 4 : address // 4 + words * word_bytes // 4].tolist()
-            self.beats += packet(Target.WEIGHTS, number, requests)
+            self.beats += packet(Target.EXP_TABLE, number, requests)
             sums = [sum(got), sum((i + 1) * word for i, word in enumerate(got)), 0]
             self.wanted.append((number, (np.array(sums, object) & 0xFFFFFFFF).astype("<u4").tobytes()))
 
@@ -164,7 +164,7 @@ def test_latency_is_hidden_and_a_fast_memory_gives_the_same(tmp_path: Path) -> N
     bench = Bench(tmp_path, 64, 64, 8, name=SYSTEM, burst=8, outstanding=4)
     traffic, latency, words = bench.traffic, 3 * 8 - 4, 512
     run = Run(**traffic.run())
-    long = np.array(packet(Target.WEIGHTS, 0, [0, words]), "<u4").view(np.uint8)
+    long = np.array(packet(Target.EXP_TABLE, 0, [0, words]), "<u4").view(np.uint8)
     long_run = dataclasses.replace(run, commands_address=MEMORY, commands_beats=len(long) // 4, weights_base=0)
     memory = {0: bench.memory, MEMORY: long}
     sources: dict[str, Any] = {"sources": [bench.source], "memory": memory, "bus_bits": 64, "seed": SEED}
