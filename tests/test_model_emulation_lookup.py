@@ -49,6 +49,7 @@ def tables(rng: np.random.Generator) -> dict[str, np.ndarray]:
         "wild": wild_table(rng),
         "exact": EXACT,
         "largest": largest,
+        "signed": wild_table(rng).astype(np.int16),  # of two's complement
         "small": wild_table(rng) >> 1,  # 15 bits: two planes even where both operands are signed
         "near": EXACT - rng.integers(0, 256, (256, 256)).astype(np.uint16) * (EXACT >= 255),  # errors of a byte
         "cut": (EXACT.astype(int) - np.outer(np.arange(256) & 7, np.arange(256) & 11)).astype(np.uint16),  # of rank 1
@@ -63,6 +64,8 @@ def products(draw: st.DrawFn) -> Product:
     if draw(st.booleans()):
         a, b = (Coding("affine", 1.0, draw(st.sampled_from((0, 1, 100, 255)))) for _ in range(2))
         return Product("affine", draw(st.sampled_from((a, UNSIGNED))), b, SIGNED, UNIT, component, align)
+    if draw(st.booleans()):
+        return Product("twos-complement", SIGNED, SIGNED, SIGNED, UNIT, "signed", align)
     a, b = draw(st.sampled_from((SIGNED, UNSIGNED))), draw(st.sampled_from((SIGNED, SIGNED, UNSIGNED)))
     return Product("sign-magnitude", a, b, SIGNED, UNIT, component, align)
 

@@ -3,7 +3,8 @@
 A product's format, alignment, signs and zero points, and its multiplier, are all one table of 256 x 256 signed *terms*,
 indexed by the bytes of the two operands' codes. A sum of products is then nothing but look-ups and 32-bit additions:
 exact, since `QNetwork.check` keeps every sum below 2^31. Two engines do the sums: the compiled kernel
-(kernel_sums.py) on CPUs, and gathers in torch (gather_sums.py) on other devices and without a compiler.
+(kernel_sums.py) on CPUs, and torch on other devices and without a compiler: products of bytes (factor_sums.py) where
+terms have integer factors, else gathers (gather_sums.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.emulation import lookup
-from model.emulation.gather_sums import GatherSums
+from model.emulation.factor_sums import FactorSums
 from model.emulation.kernel_sums import KernelSums
 from model.emulation.terms import term_table
 from model.errors import RedcaneError
@@ -35,32 +36,37 @@ from model.qnetwork import (
 )
 
 MEMORY = 64 * 2**20  # bytes for what lives while one tile of images is computed
+DEVICE_MEMORY = 2 * 2**30  # the same on a GPU, which needs more at once to be busy
 
 Observer = Callable[[str, int, Tensor], None]
 """Called with an operation's key, the routing iteration (from 1, else 0), and its accumulators (N, ...)."""
 
 
 class Emulator:
-    """Runs a quantised network on a device, `memory` bytes of images at a time (at the least, one image).
+    """Runs a quantised network on a device, so many images at a time as `memory` bytes hold (at the least, one).
 
     On the CPU `engine` may force one of lookup.LEVELS, or "torch"; else `$REDCANE_EMULATION`, else the fastest.
     Raises RedcaneError when a sum of the network could overflow, or the machine lacks the engine that is asked for.
     """
 
     def __init__(
-        self, network: QNetwork, device: str | torch.device = "cpu", memory: int = MEMORY, engine: str | None = None
+        self,
+        network: QNetwork,
+        device: str | torch.device = "cpu",
+        memory: int | None = None,
+        engine: str | None = None,
     ) -> None:
         network.check()
         self.network, self.device = network, torch.device(device)
+        if memory is None:
+            memory = MEMORY if self.device.type == "cpu" else DEVICE_MEMORY
         self.tile = max(1, memory // image_bytes(network))
         terms = {key: term_table(product, network.tables[product.component]) for key, product, _ in network.products()}
         level = lookup.choose(engine) if self.device.type == "cpu" else None
         if level is not None:
-            self._sums: KernelSums | GatherSums = KernelSums(network, terms, level)
-        else:  # transposed, so that a row holds the terms of one weight with every activation
-            self._sums = GatherSums(
-                {key: torch.from_numpy(table.T.copy()).to(self.device) for key, table in terms.items()}
-            )
+            self._sums: KernelSums | FactorSums = KernelSums(network, terms, level)
+        else:
+            self._sums = FactorSums(network, terms, self.device, memory)
 
     def run(self, images: NDArray[np.int16] | Tensor, observe: Observer | None = None) -> dict[str, Tensor]:
         """Every boundary of docs/numerics.md for image codes (N, H, W, C): int16 (N, ...), "class" int64 (N,).
