@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow formal lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/redcane run configs/digits.yaml
@@ -14,6 +14,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+formal: $(VENV)/.dev
+	$(BIN)/python -m sim.formal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

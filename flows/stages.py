@@ -35,6 +35,7 @@ from model.store import Store
 from model.training import accuracy, initial, train
 from model.weights import save_weights
 from sim.runner import BenchFailed
+from sim.structure import check_products
 from sim.verify import verify
 
 
@@ -170,17 +171,26 @@ def _simulate(run: Run, scratch: Path, about: Json) -> None:
             bar.update(len(codes) - bar.n)
     except BenchFailed as error:
         raise Failed(f"simulate: the accelerator does not work: {error}") from None
-    write_json(scratch / "verify.json", result, about)
+    structure = check_products(network.tables, run.folder / "rtl")
+    write_json(scratch / "verify.json", {**result, "structure": structure}, about)
 
 
 def _check_verification(run: Run) -> None:
     """Raises Failed with the first difference when the Verilog does not compute what the reference does."""
-    result = run.read("verify.json", "mismatches", "values_compared", "first_mismatch")
+    result = run.read("verify.json", "mismatches", "values_compared", "first_mismatch", "structure")
     if result["mismatches"]:
         first = result["first_mismatch"]
         raise Failed(
             f"simulate: {result['mismatches']} of {result['values_compared']} values differ from the reference; "
             f"first difference: image {first['image']}, boundary {first['boundary']}, index {first['index']}, "
+            f"expected {first['expected']}, got {first['got']}"
+        )
+    structure = result["structure"]
+    if structure["differing"]:  # in products that these images did not need
+        first = structure["first"]
+        raise Failed(
+            f"simulate: {structure['differing']} of {structure['products']} products of the PE differ "
+            f"from the multipliers' tables; the first: {first['component']}, bytes {first['a']} and {first['b']}, "
             f"expected {first['expected']}, got {first['got']}"
         )
 
