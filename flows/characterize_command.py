@@ -72,20 +72,22 @@ def report(library: Library, liberty: Path, opensta: str | None, operands: Path 
 
     from flows.tables import table
     from model.files import digest
-    from model.multipliers.characterize import characterize, operand_sequence
+    from model.multipliers.characterize import SEQUENCE, characterize, operand_sequence
     from model.multipliers.costs import Measured
     from model.opensta import CLOCK_NS, PACKAGE
 
-    histogram, seen = None, "uniform operands"
-    if operands is not None and opensta is not None:
-        from flows.operands import convolutions, histograms
-
-        added, subtracted = convolutions(histograms(operands, runs))
-        histogram, seen = added + subtracted, f"the operands of {operands}'s convolutions"
-    sequence = operand_sequence(histogram)
     components = list(library.components.values())
+    found: dict[str, Characterisation] = {}
     with tqdm(total=len(components), desc="characterize", disable=None, leave=False) as bar:
-        found = characterize(components, liberty, opensta, sequence, bar.update)
+        for signed in sorted({c.signed for c in components}):
+            histogram, seen = None, "uniform operands"
+            if operands is not None and opensta is not None:
+                from flows.operands import convolutions, histograms
+
+                added, subtracted = convolutions(histograms(operands, runs, signed))
+                histogram, seen = added + subtracted, f"the operands of {operands}'s convolutions"
+            alike = [c for c in components if c.signed == signed]
+            found |= characterize(alike, liberty, opensta, operand_sequence(histogram), bar.update)
     rows = [[c.name, found[c.name].cells, f"{found[c.name].area:.0f}", _number(found[c.name].delay_ns, 3),
              _number(found[c.name].energy_pj, 3), *map(_number, _published(c))] for c in components]  # fmt: skip
     header = ["component", "cells", "area um2", "delay ns", "energy pJ", "published power mW", "published area um2",
@@ -95,7 +97,7 @@ def report(library: Library, liberty: Path, opensta: str | None, operands: Path 
         notes.append(f"no OpenSTA, so no delay and no energy: install {PACKAGE} (Debian, Ubuntu)")
     else:
         notes.append(f"energy per multiplication at {1e3 / CLOCK_NS:g} MHz, toggles without glitches over "
-                     f"{len(sequence):,} pairs of {seen}, drawn independently")  # fmt: skip
+                     f"{SEQUENCE:,} pairs of {seen}, drawn independently")  # fmt: skip
     hashes = {c.name: digest(c.verilog.encode()) for c in components}
     measured = Measured(cells=liberty.name[:100], liberty_sha256=digest(liberty), operands=seen[:100],
                         components=found, verilog_sha256=hashes)

@@ -78,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     action = actions.add_parser("import", help="import a folder of EvoApproxLib (its v1.0 layout)")
     action.add_argument("path", type=Path, metavar="PATH", help="the folder")
     action.add_argument("--name", default="evoapprox", help="what to call the library (default: %(default)s)")
+    operands = action.add_mutually_exclusive_group()
+    operands.add_argument("--signed", action="store_true", default=None,
+                          help="circuits that do not say it have two's complement operands")  # fmt: skip
+    operands.add_argument("--unsigned", action="store_false", dest="signed", default=None,
+                          help="circuits that do not say it have unsigned operands")  # fmt: skip
     action.set_defaults(command=_import)
     action = actions.add_parser("list", help="show all multipliers")
     action.add_argument("--library", metavar="NAME", help="of this library only")
@@ -145,7 +150,7 @@ def _operations(chosen: argparse.Namespace) -> None:
 def _import(chosen: argparse.Namespace) -> None:
     from model.multipliers.library import describe, import_folder
 
-    print(describe(import_folder(chosen.path, chosen.name)))
+    print(describe(import_folder(chosen.path, chosen.name, chosen.signed)))
 
 
 def _list(chosen: argparse.Namespace) -> None:

@@ -18,11 +18,12 @@ Histograms = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Counts [256, 256] of the operand pairs [a, b] whose product is added, and of those whose product is subtracted."""
 
 
-def captured(config_path: Path, runs: Path) -> dict[str, Capture]:
+def captured(config_path: Path, runs: Path, signed: bool = False) -> dict[str, Capture]:
     """Operands of every operation that multiplies in a run's network, by "layer.operation" in the order of execution.
 
     They come from training images, by the 8-bit network with exact multipliers; the network is trained first where it
-    is not.
+    is not. Operations whose format does not take multipliers of `signed` or unsigned operands, whichever is asked for,
+    are quantised in one that does: what counts is what such a multiplier would see there.
     """
     import torch
 
@@ -31,20 +32,22 @@ def captured(config_path: Path, runs: Path) -> dict[str, Capture]:
     from flows.stages import bring_up
     from model.capture import capture
     from model.emulation import Emulator
+    from model.qnetwork import Format, takes_signed
     from model.quantize import image_codes, quantize
 
     config = Config.load(config_path)
     run = Run(config, runs / config.name)
     bring_up(run, "train")
     images, settings = run.dataset.train.images, config.quantize
-    network = quantize(run.network(), torch.from_numpy(images[: settings.images]), config.formats(),
-                       align=settings.align)  # fmt: skip
+    other: Format = "twos-complement" if signed else "sign-magnitude"
+    formats = {key: f if takes_signed(f) == signed else other for key, f in config.formats().items()}
+    network = quantize(run.network(), torch.from_numpy(images[: settings.images]), formats, settings.align)
     return capture(Emulator(network), image_codes(network, images[: config.assign.images]), seed=config.seed)
 
 
-def histograms(config_path: Path, runs: Path) -> dict[str, Histograms]:
+def histograms(config_path: Path, runs: Path, signed: bool = False) -> dict[str, Histograms]:
     """How often the multipliers of each operation see each operand pair; see `captured`."""
-    return {key: operands.port_histogram() for key, operands in captured(config_path, runs).items()}
+    return {key: operands.port_histogram() for key, operands in captured(config_path, runs, signed).items()}
 
 
 def convolutions(real: dict[str, Histograms]) -> Histograms:

@@ -40,14 +40,20 @@ def profile(chosen: argparse.Namespace) -> None:
 
     library = load_library(chosen.library)
     components = in_table_iv(library) if chosen.paper else list(library.components.values())
-    inexact = [c for c in components if not c.is_exact]
-    real = histograms(chosen.operands, chosen.runs) if chosen.operands else {}
-    pooled = convolutions(real) if real else None
-    print(table_iv(components, pooled) if chosen.paper else profiles(inexact, pooled))
-    if real:
-        print(f"\n{by_operation(inexact, real, chosen.operands)}")
-    if chosen.plots:
-        print(f"\n{draw(inexact, real, chosen.plots)} plots in {chosen.plots}")
+    for signed in sorted({c.signed for c in components}):
+        inexact = [c for c in components if not c.is_exact and c.signed == signed]
+        if not inexact and not chosen.paper:
+            continue
+        if signed:
+            print("\nmultipliers of signed operands:\n")
+        real = histograms(chosen.operands, chosen.runs, signed) if chosen.operands else {}
+        pooled = convolutions(real) if real else None
+        print(table_iv(components, pooled) if chosen.paper else profiles(inexact, pooled))
+        if real:
+            print(f"\n{by_operation(inexact, real, chosen.operands)}")
+        if chosen.plots:
+            folder = chosen.plots / "signed" if signed else chosen.plots
+            print(f"\n{draw(inexact, real, folder)} plots in {folder}")
 
 
 def profiles(inexact: Sequence[Multiplier], real: Histograms | None) -> str:

@@ -274,7 +274,9 @@ def test_libraries(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
     (tmp_path / "mine").mkdir()
     text = "module mine(input [7:0] A, input [7:0] B, output [15:0] O); assign O = A * B; endmodule\n"
     (tmp_path / "mine" / "mine.v").write_text(text)
-    assert main(["library", "import", str(tmp_path / "mine"), "--name", "own"]) == 0
+    assert main(["library", "import", str(tmp_path / "mine"), "--name", "own"]) == 2
+    assert "--signed or --unsigned" in capsys.readouterr().err
+    assert main(["library", "import", str(tmp_path / "mine"), "--name", "own", "--unsigned"]) == 0
     capsys.readouterr()
     assert main(["library", "list"]) == 0
     output = capsys.readouterr().out

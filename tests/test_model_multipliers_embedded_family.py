@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from model.multipliers.embedded_family import EXACT, UNIFORM, recipes
+from model.multipliers.embedded_family import EXACT, SIGNED_EXACT, UNIFORM, recipes
 from model.multipliers.error_figures import error_figures
 from model.multipliers.evolved import half_normal_weights, make
 from model.multipliers.family import verilog
@@ -19,7 +19,7 @@ def library() -> Library:
 
 
 def test_it_holds_the_exact_multiplier_and_every_recipe(library: Library) -> None:
-    assert set(library.components) == {"mul8u_exact", *(recipe.component for recipe in recipes())}
+    assert set(library.components) == {"mul8u_exact", "mul8s_exact", *(recipe.component for recipe in recipes())}
     assert library.exact.name == "mul8u_exact" and library.cost_name == "transistors"
     assert sum(not component.is_exact for component in library.components.values()) >= 24
 
@@ -56,6 +56,8 @@ def test_the_family_is_graded(library: Library) -> None:
 def test_the_verilog_of_the_exact_one_is_what_ariths_gen_makes(library: Library) -> None:
     pytest.importorskip("ariths_gen", reason="pip install 'redcane[library-tools]'")
     assert library.exact.verilog == verilog(EXACT)
+    signed = library.exact_of(signed=True)
+    assert signed.name == "mul8s_exact" and signed.signed and signed.verilog == verilog(SIGNED_EXACT)
 
 
 @pytest.mark.slow

@@ -38,7 +38,9 @@ def tar(path: Path, members: dict[str, bytes], link: str | None = None) -> Path:
 
 
 def test_only_the_multipliers_come_out_of_an_archive(tmp_path: Path) -> None:
-    members = {GOOD: MULTIPLIER, "../../8x8_unsigned/mul8u_E.v": MULTIPLIER, "/etc/8x8_unsigned/mul8u_F.v": MULTIPLIER,
+    members = {GOOD: MULTIPLIER, "lib/8x8_signed/pareto/mul8s_S.v": MULTIPLIER, "lib/8x8_signed/mul8u_H.v": MULTIPLIER,
+               "lib/8x8_signed/mul8s_S_pdk45.v": b"x",
+               "../../8x8_unsigned/mul8u_E.v": MULTIPLIER, "/etc/8x8_unsigned/mul8u_F.v": MULTIPLIER,
                "lib/8x8_unsigned/mul8u_G_pdk45.v": b"x", "lib/README": b"x"}  # fmt: skip
     tar(tmp_path / "x.tar.gz", members, link="/etc/passwd")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
@@ -48,7 +50,8 @@ def test_only_the_multipliers_come_out_of_an_archive(tmp_path: Path) -> None:
         folder = tmp_path / f"out of {archive}"
         folder.mkdir()
         unpack(tmp_path / archive, folder)
-        assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == ["mul8u_E.v", "mul8u_F.v", "mul8u_X.v"]
+        found = sorted(p.name for p in folder.rglob("*") if p.is_file())
+        assert found == ["mul8s_S.v", "mul8u_E.v", "mul8u_F.v", "mul8u_X.v"]
     assert {p.name for p in tmp_path.iterdir()} == {"x.tar.gz", "x.zip", "out of x.tar.gz", "out of x.zip"}
 
 

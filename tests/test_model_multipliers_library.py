@@ -92,9 +92,53 @@ def test_where_a_power_is_missing_transistors_are_compared(tmp_path: Path) -> No
     folder.mkdir()
     (folder / "one.v").write_text(circuit("one", "A * B", 0.4))
     (folder / "two.v").write_text(circuit("two", "{A[7:4] * B[7:4], 8'd0}"))
-    library = import_folder(folder, "mine")
+    library = import_folder(folder, "mine", signed=False)
     assert library.cost_name == "transistors"
     assert library.cost("one") == library.get("one").cost.transistors > library.cost("two") > 0
+
+
+SIGNED = "$signed(A) * $signed(B)"
+
+
+def test_the_release_has_signed_multipliers_too(release: Path) -> None:
+    signed = release / "multiplers" / "8x8_signed" / "pareto_pwr_ep"
+    signed.mkdir(parents=True)
+    (signed / "mul8s_EEE.v").write_text(circuit("mul8s_EEE", SIGNED, 0.425))
+    (signed / "mul8s_EEE_pdk45.v").write_text("module mul8s_EEE(A, B, O); FAX1 u(); endmodule")
+    import_folder(release)
+    library = load_library("evoapprox")
+    assert sorted(library.components) == ["mul8s_EEE", "mul8u_AAA", "mul8u_BBB", "mul8u_CCC"]
+    found = library.get("mul8s_EEE")
+    assert found.signed and found.is_exact and found.commutes and found.figures.mae == 0
+    assert found.table.dtype == np.int16 and found.table[0xFF, 2] == -2 and found.table[0x80, 0x80] == 16384
+    assert library.exact_of(signed=True) is found and library.exact.name == "mul8u_AAA"
+    with pytest.raises(ValueError, match="read-only"):
+        found.table[0, 0] = 1
+    row = next(line for line in describe(library).splitlines() if line.startswith("mul8s_EEE")).split()
+    assert row[1] == "signed"
+
+
+def test_what_the_operands_are_must_be_known(tmp_path: Path) -> None:
+    def of(product: str, name: str = "mine", head: str = "") -> Path:
+        text = circuit(name, product).replace("input", f"input {head}").replace("output", f"output {head}")
+        (tmp_path / "one").mkdir(exist_ok=True)
+        (tmp_path / "one" / "circuit.v").write_text(text)
+        return tmp_path / "one"
+
+    for product, like in ((SIGNED, "signed"), ("A * (B & 8'hfe)", "unsigned")):
+        with pytest.raises(RedcaneError, match=f"say with --signed or --unsigned .* look like those of {like} ones"):
+            import_folder(of(product), "own")
+    for given in (False, True):
+        assert import_folder(of(SIGNED), "own", given).get("mine").is_exact == given
+    assert import_folder(of("A * B", head="signed"), "own").get("mine").is_exact
+    for name, head, given, words in (
+        ("mul8s_x", "", False, "unsigned by what was given with it but signed by its module's name"),
+        ("mul8u_x", "", True, "signed by what was given with it but unsigned by its module's name"),
+        ("mul8u_x", "signed", None, "unsigned by its module's name but signed by its ports"),
+    ):
+        with pytest.raises(RedcaneError, match=words):
+            import_folder(of("A * B", name, head), "other", given)
+    assert library_names() == ["embedded", "own"]
 
 
 def test_nothing_is_added_when_anything_is_wrong(release: Path, home: Path) -> None:
@@ -114,10 +158,10 @@ def test_nothing_is_added_when_anything_is_wrong(release: Path, home: Path) -> N
 def test_a_constant_is_taken_only_where_its_header_says_its_error(tmp_path: Path) -> None:
     (tmp_path / "none.v").write_text(circuit("none", "16'd7"))
     with pytest.raises(RedcaneError, match=r"none\.v: its product is always 7, whatever the operands"):
-        import_folder(tmp_path, "mine")
+        import_folder(tmp_path, "mine", signed=False)
     assert "mine" not in library_names()
     (tmp_path / "none.v").write_text(circuit("none", "16'd0", 0.0))
-    assert import_folder(tmp_path, "mine").get("none").figures.ep_percent > 99
+    assert import_folder(tmp_path, "mine", signed=False).get("none").figures.ep_percent > 99
 
 
 def test_one_name_for_two_circuits_is_refused(release: Path, home: Path) -> None:
@@ -136,7 +180,7 @@ def test_helper_modules_of_one_name_are_refused(tmp_path: Path) -> None:
         text = circuit(name, "A * B").replace("endmodule", "wire s; half h(A[0], B[0], s);\nendmodule") + helper
         (tmp_path / f"{name}.v").write_text(text)
     with pytest.raises(RedcaneError, match=r"one\.v and two\.v define a module `half`"):
-        import_folder(tmp_path, "mine")
+        import_folder(tmp_path, "mine", signed=False)
 
 
 @pytest.mark.parametrize(("name", "told"), [("../evil", "cannot be a library's name"), ("embedded", "cannot be"),
@@ -208,7 +252,7 @@ def test_the_description_shows_every_component(release: Path) -> None:
     for column in ("MAE %", "WCE %", "EP %", "NM", "NA", "transistors", "power mW", "commutes", "origin"):
         assert column in lines[1]
     b = next(line for line in lines if line.startswith("mul8u_BBB")).split()
-    assert b[7:10] == ["0.2", "511.5", "1.37"] and b[10:12] == ["-", "no"]
+    assert b[1] == "unsigned" and b[8:11] == ["0.2", "511.5", "1.37"] and b[11:13] == ["-", "no"]
 
 
 def test_libraries_load_without_torch() -> None:

@@ -68,7 +68,8 @@ BAD = {
                         r"output O \(8 bit\)"),
     "no ports": ("module m; endmodule", "no module with ports|the ports are none"),
     "an inout": ("module m(input [7:0] A, B, inout [15:0] O); assign O = A * B; endmodule", "inout O"),
-    "signed": ("module m(input signed [7:0] A, B, output signed [15:0] O); assign O = A * B; endmodule", "signed"),
+    "signed in part": ("module m(input signed [7:0] A, input [7:0] B, output [15:0] O); assign O = A * B; endmodule",
+                       "some of its ports are declared signed"),
     "latch": (f"{HEAD} reg [15:0] r; assign O = r; always @* if (A[0]) r = A * B; endmodule", "a latch"),
     "clock": ("module m(input clk, input [7:0] A, B, output reg [15:0] O); always @(posedge clk) O <= A * B; endmodule",
               "a flip-flop"),
@@ -115,6 +116,12 @@ def test_one_bad_circuit_in_a_batch_is_named(tmp_path: Path) -> None:
     for what in ("syntax", "latch", "unknown module"):
         with pytest.raises(RedcaneError, match=r"^bad: "):
             extract_many([good, Circuit("bad", BAD[what][0]), Circuit("other", GOOD["constant"][0])])
+
+
+def test_ports_may_be_declared_signed() -> None:
+    found = extract_table("module m(input signed [7:0] A, B, output signed [15:0] O); assign O = A * B; endmodule")
+    assert found.signed_ports and not extract_table(GOOD["behavioural"][0]).signed_ports
+    np.testing.assert_array_equal(found.table.view(np.int16), A.astype(np.int8).astype(np.int16) * B.astype(np.int8))
 
 
 def test_a_module_can_be_named() -> None:

@@ -203,7 +203,7 @@ def flatten(mapped: Netlist, cells: Mapping[str, Netlist], ports: Ports) -> tupl
 
 def check(flat: Netlist, component: Multiplier) -> None:
     """Raise RedcaneError unless a flat netlist (`flatten`) gives the component's table for all 65,536 pairs."""
-    wrong = np.argwhere(product_table(flat) != component.table)
+    wrong = np.argwhere(product_table(flat) != component.table.view(np.uint16))
     if len(wrong):
         a, b = wrong[0]
         raise RedcaneError(f"its mapped netlist multiplies otherwise than its table for {len(wrong)} operand pairs, "

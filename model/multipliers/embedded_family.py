@@ -1,4 +1,5 @@
-"""The embedded library: an exact multiplier and a graded family of multipliers of our own, evolved from it.
+"""The embedded library: exact multipliers of unsigned and of signed operands, and a graded family of multipliers of our
+own, evolved from the former.
 
 `python -m model.multipliers.embedded_family FOLDER` makes it anew, the same to the byte, in about half an hour of one
 core; FOLDER keeps what is finished, so that it can be stopped. `mul8u_eNN` are for operands that are all alike,
@@ -21,6 +22,7 @@ from model.multipliers.library import EMBEDDED, write_library
 from model.multipliers.netlist import Circuit
 
 EXACT = family.Structure("mul8u_exact", "UnsignedDaddaMultiplier", {}, "UnsignedRippleCarryAdder")
+SIGNED_EXACT = family.Structure("mul8s_exact", "SignedArrayMultiplier", {})
 EVALUATIONS, WEIGHTED_EVALUATIONS = 10_000_000, 3_000_000
 UNIFORM, SMALL = 24, 9
 
@@ -65,10 +67,12 @@ def evolve_all(work: Path) -> list[Circuit]:
 
 def write(work: Path, folder: Path = EMBEDDED) -> None:
     """Make the embedded library anew in `folder`, which it replaces."""
-    circuits = [Circuit("mul8u_exact", family.verilog(EXACT)), *evolve_all(work)]
-    provenance = {recipe.component: recipe.command() for recipe in recipes()}
+    exact = [EXACT, SIGNED_EXACT]
+    circuits = [*(Circuit(structure.component, family.verilog(structure)) for structure in exact), *evolve_all(work)]
+    provenance = {structure.component: f"ariths-gen {structure}" for structure in exact}
+    provenance |= {recipe.component: recipe.command() for recipe in recipes()}
     with replace_folder(folder) as fresh:
-        write_library(fresh, "embedded", circuits, {"mul8u_exact": f"ariths-gen {EXACT}", **provenance})
+        write_library(fresh, "embedded", circuits, provenance)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""EvoApproxLib's release v1.0, from its owner or from a copy: the 8-bit unsigned multipliers of the paper.
+"""EvoApproxLib's release v1.0, from its owner or from a copy: the paper's 8-bit unsigned multipliers, and the signed.
 
 V. Mrazek et al., EvoApprox8b, DATE 2017; github.com/ehw-fit/evoapproxlib, MIT licence. What arrives is held against the
-hashes of the 36 product tables, so that it is the right release, whole, whatever way it came: archives of one tag are
+hashes of the 49 product tables, so that it is the right release, whole, whatever way it came: archives of one tag are
 packed anew now and then, and the same name is another circuit in another release.
 """
 
@@ -22,7 +22,7 @@ from typing import IO, cast
 from platformdirs import user_cache_dir
 
 from model.errors import RedcaneError
-from model.multipliers.library import Library, circuits_in, import_folder
+from model.multipliers.library import Library, circuits_in, import_folder, is_of_release
 from model.multipliers.netlist import extract_many
 from model.multipliers.product_table import table_digest
 
@@ -32,7 +32,7 @@ MEMBERS_LIMIT = 50_000
 FILE_LIMIT = 2**20  # bytes of one Verilog file
 FILES_LIMIT = 500
 
-# The first 64 bits of the SHA-256 of every product table (model.multipliers.component.table_digest).
+# The first 64 bits of the SHA-256 of every product table (model.multipliers.product_table.table_digest).
 TABLES = {
     "mul8u_125K": "e124a151ef680d23",
     "mul8u_12N4": "692217b9134448d5",
@@ -70,6 +70,19 @@ TABLES = {
     "mul8u_Y48": "e5bfdb613024cced",
     "mul8u_YX7": "8fcbe95adc281825",
     "mul8u_ZFB": "b7bcd29c60484060",
+    "mul8s_1KR3": "53c285989be8f832",
+    "mul8s_1KR6": "9a8616bab666bfde",
+    "mul8s_1KR8": "cca1e3aa53a958b0",
+    "mul8s_1KRC": "a973c057b4718077",
+    "mul8s_1KTY": "6f7d9fb30f67ceb2",
+    "mul8s_1KV8": "5cecff7e22049d00",
+    "mul8s_1KVA": "5731ee1dac928033",
+    "mul8s_1KVB": "8110624a2ae9062f",
+    "mul8s_1KVL": "bd68050c9de3de7d",
+    "mul8s_1KX2": "9f75944973b0cb2e",
+    "mul8s_1L1G": "c6125693dd61ae4a",
+    "mul8s_1L2D": "01885eb6088b2bdf",
+    "mul8s_1L2H": "99c9a3a62a4b9624",
 }
 
 
@@ -94,7 +107,7 @@ def fetch(source: Path | None = None, name: str = "evoapprox") -> Library:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Copy the Verilog of the unsigned 8 x 8 multipliers out of an archive, and nothing else.
+    """Copy the Verilog of the 8 x 8 multipliers out of an archive, and nothing else.
 
     A member's content goes to a place of our own naming, so no path of the archive can lead out of `folder`. Raises
     RedcaneError for what is no archive, or a larger one than the release could be.
@@ -107,8 +120,7 @@ def unpack(archive: Path, folder: Path) -> None:
         count = 0
         for member, stream in _members(archive):
             path = PurePosixPath(member)
-            wanted = "8x8_unsigned" in path.parts and path.name.startswith("mul8u_") and path.suffix == ".v"
-            if not wanted or path.stem.endswith("_pdk45"):
+            if not is_of_release(path):
                 continue
             count += 1
             if count > FILES_LIMIT:
@@ -116,7 +128,8 @@ def unpack(archive: Path, folder: Path) -> None:
             text = stream.read(FILE_LIMIT + 1)
             if len(text) > FILE_LIMIT:
                 raise RedcaneError(f"{archive}: {member[:100]} is larger than {FILE_LIMIT >> 10} KiB")
-            place = folder / "8x8_unsigned" / str(count) / path.name
+            kind = "8x8_signed" if path.name.startswith("mul8s_") else "8x8_unsigned"
+            place = folder / kind / str(count) / path.name
             place.parent.mkdir(parents=True)
             place.write_bytes(text)
     except (
@@ -132,7 +145,7 @@ def unpack(archive: Path, folder: Path) -> None:
     ) as bad:
         raise RedcaneError(f"{archive}: not a whole tar or zip archive ({' '.join(str(bad).split())[:100]})") from None
     if not count:
-        raise RedcaneError(f"{archive}: it holds no 8x8_unsigned/**/mul8u_*.v: not EvoApproxLib v1.0")
+        raise RedcaneError(f"{archive}: it holds no 8x8_unsigned/**/mul8u_*.v and no 8x8_signed: not EvoApproxLib v1.0")
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
@@ -202,7 +215,7 @@ def _download() -> Path:
 
 
 def _import_checked(folder: Path, name: str) -> Library:
-    """Import a folder if it holds the 36 circuits, each with its table."""
+    """Import a folder if it holds the 49 circuits, each with its table."""
     circuits = circuits_in(folder)
     found = {c.module: table_digest(c.table) for c in extract_many(circuits)}
     for module, expected in TABLES.items():

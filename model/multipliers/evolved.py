@@ -65,6 +65,8 @@ def start_circuit(start: str) -> Chromosome:
         return array_multiplier()
     library, _, name = start.rpartition(":")
     component = load_library(library or "embedded").get(name)
+    if component.signed:
+        raise RedcaneError(f"{name} multiplies signed operands, and evolution is of unsigned ones: start from another")
     return from_verilog(component.verilog, component.module, *component.ports)
 
 
@@ -89,7 +91,7 @@ def make(recipe: Recipe, weights: NDArray[np.int32] | None = None, checkpoint: P
         f"All operand pairs alike: {_shown(figures)}",
         *([f"Operand pairs as weighted: {_shown(error_figures(table, weights))}"] if weights is not None else []),
     ]
-    circuit = Circuit(recipe.component, found.verilog(recipe.component, comments))
+    circuit = Circuit(recipe.component, found.verilog(recipe.component, comments), signed=False)
     if not np.array_equal(extract_table(circuit.verilog).table, table):
         raise RedcaneError(f"{recipe.component}: Yosys reads another circuit from its Verilog than was evolved")
     return circuit
@@ -106,7 +108,7 @@ def add(library: str, circuit: Circuit, provenance: str) -> Library:
     old = load_library(library) if (folder / "library.json").is_file() else None
     kept = list(old.components.values()) if old else [load_library().exact]
     kept = [component for component in kept if component.module != circuit.label]
-    circuits = [*(Circuit(c.module, c.verilog, c.module) for c in kept), circuit]
+    circuits = [*(Circuit(c.module, c.verilog, c.module, c.signed) for c in kept), circuit]
     origin = {**{c.module: c.provenance for c in kept}, circuit.label: provenance}
     with replace_folder(folder) as fresh:
         write_library(fresh, library, circuits, origin)

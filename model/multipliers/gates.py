@@ -95,7 +95,7 @@ class Gate(NamedTuple):
 
 
 def multiplier_ports(module: dict[str, Any]) -> Ports:
-    """The ports of an unsigned 8 x 8 multiplier, from a module in Yosys' JSON.
+    """The ports of an 8 x 8 multiplier, from a module in Yosys' JSON.
 
     Two 8-bit inputs are A and B in the order in which they are declared, unless they are called A and B; the one
     16-bit output may have any name. Raises RedcaneError, saying which ports there are, for anything else.
@@ -107,15 +107,21 @@ def multiplier_ports(module: dict[str, Any]) -> Ports:
     if len(ports) != 3 or len(inputs) != 2 or len(outputs) != 1:
         raise RedcaneError("an 8x8 multiplier has two 8-bit inputs and one 16-bit output, but the ports are "
                            + (found or "none"))
-    if any(p.get("signed") for p in ports.values()):
-        raise RedcaneError("its ports are signed, and only unsigned multipliers are taken")
     if {name.upper() for name in inputs} == {"A", "B"}:
         inputs.sort(key=str.upper)
     return Ports(*inputs, *outputs)
 
 
+def has_signed_ports(module: dict[str, Any]) -> bool:
+    """Whether the ports are declared `signed`; RedcaneError where some are and some are not."""
+    declared = {bool(port.get("signed")) for port in module["ports"].values()}
+    if len(declared) > 1:
+        raise RedcaneError("some of its ports are declared signed and some are not: declare all alike")
+    return declared == {True}
+
+
 def product_table(module: dict[str, Any]) -> NDArray[np.uint16]:
-    """The products of a flat netlist of gates, uint16 [256, 256], indexed [a, b].
+    """The products of a flat netlist of gates as words of 16 bits, uint16 [256, 256], indexed [a, b].
 
     Raises RedcaneError for what is not combinational (latch, flip-flop, memory, loop), for cells that are not gates,
     for the wrong ports, for nets that two gates drive, and for outputs that are undefined for some operands.

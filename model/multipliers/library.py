@@ -14,10 +14,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,13 +27,15 @@ from model.files import digest, read_bounded, replace_folder
 from model.multipliers.component import Cost, Multiplier
 from model.multipliers.costs import Costs, Measured, costs, load_measured
 from model.multipliers.netlist import TRANSISTOR_FLOW, Circuit, Extracted, extract_many, read_verilog
-from model.multipliers.product_table import kind_of_operands, table_digest
+from model.multipliers.product_table import Table, exact_table, kind_of_operands, table_digest
 from model.yosys import yosys_version
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _MOST_COMPONENTS = 2000
 _MOST_JSON_BYTES = 16 << 20
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+_NAMED = re.compile(r"mul8([us])(?![A-Za-z0-9])")
+_RELEASE = {"8x8_unsigned": "mul8u_", "8x8_signed": "mul8s_"}
 _PUBLISHED = re.compile(r"^//\s*(MAE%?|WCE%?|WCRE%|EP%|MRE%|MSE|PDK45_(?:PWR|AREA|DELAY)) *= *([0-9.eE+-]{1,30})", re.M)
 
 
@@ -46,6 +49,8 @@ class _Entry(BaseModel):
     table_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     verilog_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     transistors: int
+    signed: bool = False
+    """Whether operands and products are in two's complement."""
     figures: dict[str, float]
     """For uniform operands, for the reader's eyes: computed again from the table at every use."""
     published: dict[str, float]
@@ -147,16 +152,19 @@ def check_name(name: str) -> None:
         raise RedcaneError(f"`{name[:80]}` cannot be a library's name: use letters, digits and . _ -, not `embedded`")
 
 
-def import_folder(path: Path, name: str = "evoapprox") -> Library:
+def import_folder(path: Path, name: str = "evoapprox", signed: bool | None = None) -> Library:
     """Make a library of a folder's Verilog and keep it under `name` among the user's libraries.
 
-    A checkout of EvoApproxLib v1.0 gives the circuits below its `8x8_unsigned`, any other folder all of its `*.v`;
-    `*_pdk45.v`, the same circuits in library cells, are passed over, and copies of a circuit count once. The published
-    power, area, delay and errors come from the files' headers. Raises RedcaneError, and adds nothing, where a file is
-    not an unsigned 8 x 8 multiplier, a product is constant and no header says its error, or two circuits bear one name.
+    A checkout of EvoApproxLib v1.0 gives the circuits below its `8x8_unsigned` and `8x8_signed`, any other folder all
+    of its `*.v`; `*_pdk45.v`, the same circuits in library cells, are passed over, and copies of a circuit count once.
+    The published power, area, delay and errors come from the files' headers. Modules called mul8u or mul8s, and ports
+    declared `signed`, say what the operands are; `signed` says it for circuits that do not.
+
+    Raises RedcaneError, and adds nothing, where a file is not an 8 x 8 multiplier, nobody says whether its operands are
+    signed, a product is constant and no header says its error, or two circuits bear one name.
     """
     check_name(name)
-    circuits = circuits_in(path)
+    circuits = circuits_in(path, signed)
     for circuit, found in zip(circuits, extract_many(circuits), strict=True):
         if np.ptp(found.table) == 0 and not _PUBLISHED.search(circuit.verilog):  # EvoApproxLib's 199Z is meant to be 0
             raise RedcaneError(f"{path}: {circuit.label}: its product is always {found.table[0, 0]}, whatever the "
@@ -166,16 +174,19 @@ def import_folder(path: Path, name: str = "evoapprox") -> Library:
     return load_library(name)
 
 
-def circuits_in(path: Path) -> list[Circuit]:
+def circuits_in(path: Path, signed: bool | None = None) -> list[Circuit]:
     """What `import_folder` would import of a folder. Raises RedcaneError as it does."""
     files = _verilog_files(path)
-    return _without_copies(path, [Circuit(str(file.relative_to(path)), read_verilog(file)) for file in files])
+    return _without_copies(
+        path, [Circuit(str(file.relative_to(path)), read_verilog(file), signed=signed) for file in files]
+    )
 
 
 def write_library(folder: Path, name: str, circuits: Sequence[Circuit], provenance: dict[str, str]) -> None:
     """Write circuits into a folder as a library, each under its module's name; `provenance` is by their labels.
 
-    Raises RedcaneError where circuits cannot be extracted or their modules' names collide.
+    Raises RedcaneError where circuits cannot be extracted, their modules' names collide, or it is not known, or said in
+    two ways, whether their operands are signed.
     """
     extracted = extract_many(circuits)
     _check_names(circuits, extracted)
@@ -183,10 +194,11 @@ def write_library(folder: Path, name: str, circuits: Sequence[Circuit], provenan
     for circuit, found in zip(circuits, extracted, strict=True):
         file = f"{found.module}.v"
         (folder / file).write_text(circuit.verilog, encoding="utf-8")
-        component = _component(name, found.module, circuit.verilog, found, "")
+        signed = _signedness(circuit, found)
+        component = _component(name, found.module, circuit.verilog, found, "", signed)
         entries.append(_Entry(
             name=found.module, file=file, module=found.module, table_sha256=component.table_sha256,
-            verilog_sha256=digest(circuit.verilog.encode()), transistors=found.transistors,
+            verilog_sha256=digest(circuit.verilog.encode()), transistors=found.transistors, signed=signed,
             figures=_figures(component), published=dict(component.published), provenance=provenance[circuit.label]))
     entries.sort(key=lambda entry: (entry.figures["mae"], -entry.transistors, entry.name))
     index = _Index(schema=1, library=name, yosys=yosys_version(), transistor_flow=TRANSISTOR_FLOW, components=entries)
@@ -196,16 +208,17 @@ def write_library(folder: Path, name: str, circuits: Sequence[Circuit], provenan
 def describe(library: Library) -> str:
     """The components as a table in plain text, in the order of their error for uniform operands."""
     measured = library.measured.components if library.measured else {}
-    rows = [("component", "MAE %", "WCE %", "EP %", "NM", "NA", "transistors", "power mW", "area um2", "delay ns",
-             "energy pJ", "commutes", "origin")]
+    rows = [("component", "operands", "MAE %", "WCE %", "EP %", "NM", "NA", "transistors", "power mW", "area um2",
+             "delay ns", "energy pJ", "commutes", "origin")]
     for c in library.components.values():
         f = c.figures
-        rows.append((c.name, f"{f.mae_percent:.4f}", f"{f.wce_percent:.3f}", f"{f.ep_percent:.2f}", f"{f.nm:.4f}",
-                     f"{f.na:.4f}", str(c.cost.transistors), _optional(c.cost.power_mw), _optional(c.cost.area_um2),
-                     _optional(c.cost.delay_ns), _optional(measured[c.name].energy_pj if measured else None),
-                     "yes" if c.commutes else "no", c.provenance))
+        rows.append((c.name, kind_of_operands(c.signed), f"{f.mae_percent:.4f}", f"{f.wce_percent:.3f}",
+                     f"{f.ep_percent:.2f}", f"{f.nm:.4f}", f"{f.na:.4f}", str(c.cost.transistors),
+                     _optional(c.cost.power_mw), _optional(c.cost.area_um2), _optional(c.cost.delay_ns),
+                     _optional(measured[c.name].energy_pj if measured else None), "yes" if c.commutes else "no",
+                     c.provenance))
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    left = {0, len(rows[0]) - 1}
+    left = {0, 1, len(rows[0]) - 1}
     lines = ["  ".join(cell.ljust(width) if k in left else cell.rjust(width)
                        for k, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
     head = f"library {library.name}: {len(library.components)} components, compared by {library.cost_name}"
@@ -234,16 +247,42 @@ def _load(folder: Path) -> Library:
                                "import the library again")
         if entry.name in components:
             raise RedcaneError(f"{path} lists {entry.name} twice: import the library again")
-        components[entry.name] = _component(index.library, entry.name, text, found, entry.provenance)
+        components[entry.name] = _component(index.library, entry.name, text, found, entry.provenance, entry.signed)
     measured = load_measured(costs_path(index.library))
     return Library(index.library, components, measured if measured and measured.covers(components) else None)
 
 
-def _component(library: str, name: str, verilog: str, found: Extracted, provenance: str) -> Multiplier:
+def _signedness(circuit: Circuit, found: Extracted) -> bool:
+    """Whether a circuit's operands are signed, as its module's name, its ports and who gave it say; all must agree."""
+    said = {} if circuit.signed is None else {"what was given with it": circuit.signed}
+    if named := _NAMED.match(found.module):
+        said["its module's name"] = named[1] == "s"
+    if found.signed_ports:
+        said["its ports"] = True
+    if not said:
+        off = {kind: np.abs(exact_table(kind).astype(int) - _typed(found.table, kind)).sum() for kind in (False, True)}
+        raise RedcaneError(
+            f"{circuit.label}: say with --signed or --unsigned what the operands of {found.module} are (its products "
+            f"look like those of {kind_of_operands(off[True] < off[False])} ones), or call it mul8s_... or mul8u_..."
+        )
+    if len(set(said.values())) > 1:
+        words = [f"{kind_of_operands(signed)} by {source}" for source, signed in said.items()]
+        raise RedcaneError(f"{circuit.label}: the operands of {found.module} are {' but '.join(words)}: rename it, or "
+                           "give it otherwise")
+    return next(iter(said.values()))
+
+
+def _typed(words: NDArray[np.uint16], signed: bool) -> Table:
+    """A table of words with the type that says what they are."""
+    return words.view(np.int16) if signed else words
+
+
+def _component(library: str, name: str, verilog: str, found: Extracted, provenance: str, signed: bool) -> Multiplier:
     published = {key: number for key, text in _PUBLISHED.findall(verilog) if (number := _number(text)) is not None}
     cost = Cost(found.transistors, *(published.get(f"PDK45_{key}") for key in ("PWR", "AREA", "DELAY")))
-    found.table.flags.writeable = False
-    return Multiplier(name, found.module, verilog, found.ports, found.table, cost, provenance, library,
+    table = _typed(found.table, signed)
+    table.flags.writeable = False
+    return Multiplier(name, found.module, verilog, found.ports, table, cost, provenance, library,
                       MappingProxyType(published))
 
 
@@ -272,10 +311,16 @@ def _verilog_files(path: Path) -> list[Path]:
             found.append(file)
         if len(found) > _MOST_COMPONENTS:
             raise RedcaneError(f"{path}: more than {_MOST_COMPONENTS} Verilog files: give a smaller folder")
-    of_release = [f for f in found if "8x8_unsigned" in f.absolute().parts and f.name.startswith("mul8u_")]
+    of_release = [f for f in found if is_of_release(f.absolute())]
     if not found:
         raise RedcaneError(f"{path}: it holds no Verilog files (*.v)")
     return sorted(of_release or found)
+
+
+def is_of_release(path: PurePath) -> bool:
+    """Whether a path within EvoApproxLib is that of an 8 x 8 multiplier in Verilog, not in library cells."""
+    return (path.suffix == ".v" and not path.stem.endswith("_pdk45")
+            and any(folder in path.parts and path.name.startswith(start) for folder, start in _RELEASE.items()))
 
 
 def _without_copies(path: Path, circuits: Iterable[Circuit]) -> list[Circuit]:

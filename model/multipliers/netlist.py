@@ -26,7 +26,7 @@ from platformdirs import user_cache_path
 
 from model.errors import RedcaneError
 from model.files import digest, read_bounded, write_atomic
-from model.multipliers.gates import Ports, multiplier_ports, product_table
+from model.multipliers.gates import Ports, has_signed_ports, multiplier_ports, product_table
 from model.yosys import YosysError, run_yosys, yosys_version
 
 MOST_VERILOG_BYTES = 1 << 20
@@ -60,11 +60,14 @@ tee -q -o {file}.stat.json stat -json -tech cmos
 
 
 class Circuit(NamedTuple):
-    """Verilog to read: where it comes from (for messages), its text, the top module's name if it is known."""
+    """Verilog to read: where it comes from (for messages), its text, the top module's name and whether its operands are
+    signed, if that is known.
+    """
 
     label: str
     verilog: str
     module: str | None = None
+    signed: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +77,12 @@ class Extracted:
     module: str
     ports: Ports
     table: NDArray[np.uint16]
-    """The products, uint16 [256, 256], indexed [a, b]."""
+    """The products as words of 16 bits, uint16 [256, 256], indexed [a, b]: whatever they mean."""
     helpers: tuple[str, ...]
     """The other modules in the text."""
     transistors: int
+    signed_ports: bool
+    """Whether the ports are declared `signed`."""
 
 
 def extract_table(verilog: Path | str, module: str | None = None) -> Extracted:
@@ -85,7 +90,7 @@ def extract_table(verilog: Path | str, module: str | None = None) -> Extracted:
 
     Two 8-bit inputs are the operands, in the order of the ports (ports called A and B are A and B), the 16-bit output
     may have any name. `module` names the top where several modules could be it. Raises RedcaneError with the reason
-    for what is not an unsigned combinational 8 x 8 multiplier.
+    for what is not a combinational 8 x 8 multiplier.
     """
     if isinstance(verilog, Path):
         return extract_many([Circuit(str(verilog), read_verilog(verilog), module)])[0]
@@ -103,7 +108,7 @@ def read_verilog(path: Path) -> str:
 def extract_many(circuits: Sequence[Circuit]) -> list[Extracted]:
     """The tables of several circuits, in their order; those not in the cache share a few Yosys processes.
 
-    Raises RedcaneError, naming the circuit, at the first that is not an unsigned combinational 8 x 8 multiplier.
+    Raises RedcaneError, naming the circuit, at the first that is not a combinational 8 x 8 multiplier.
     """
     known = {circuit: extracted for circuit in dict.fromkeys(circuits) if (extracted := _cached(circuit))}
     missing = [circuit for circuit in dict.fromkeys(circuits) if circuit not in known]
@@ -142,10 +147,11 @@ def _extract(batch: Sequence[Circuit]) -> list[Extracted]:
         read = _each(batch, folder, scripts, lambda written, circuit: _accept(written, circuit.module))
         scripts = (_COUNT.format(file=index, flow=TRANSISTOR_FLOW) for index in range(len(batch)))
         mapped = _each(batch, folder, scripts, lambda written, _: _count(written))
-        for circuit, (_, _, table, _), (mapped_table, _) in zip(batch, read, mapped, strict=True):
+        for circuit, (_, _, table, _, _), (mapped_table, _) in zip(batch, read, mapped, strict=True):
             if not np.array_equal(table, mapped_table):
                 raise RedcaneError(f"{circuit.label}: Yosys' mapped netlist does not multiply as its Verilog does")
-        return [Extracted(*accepted, transistors) for accepted, (_, transistors) in zip(read, mapped, strict=True)]
+        return [Extracted(module, ports, table, helpers, transistors, signed_ports)
+                for (module, ports, table, helpers, signed_ports), (_, transistors) in zip(read, mapped, strict=True)]
 
 
 _Written = Callable[[str], dict[str, Any]]
@@ -187,7 +193,7 @@ def _each(batch: Sequence[Circuit], folder: Path, scripts: Iterable[str],
     return results
 
 
-def _accept(written: _Written, module: str | None) -> tuple[str, Ports, NDArray[np.uint16], tuple[str, ...]]:
+def _accept(written: _Written, module: str | None) -> tuple[str, Ports, NDArray[np.uint16], tuple[str, ...], bool]:
     modules = written("modules")["modules"]
     if module is None:
         _check_one_top(modules)
@@ -195,7 +201,8 @@ def _accept(written: _Written, module: str | None) -> tuple[str, Ports, NDArray[
     if not _MODULE_NAME.fullmatch(name):
         raise RedcaneError(f"`{name[:80]}` is not a plain module name: use letters, digits and _")
     table = product_table(netlist)
-    return name, multiplier_ports(netlist), table, tuple(other for other in modules if other != name)
+    helpers = tuple(other for other in modules if other != name)
+    return name, multiplier_ports(netlist), table, helpers, has_signed_ports(netlist)
 
 
 def _count(written: _Written) -> tuple[NDArray[np.uint16], int]:
@@ -227,7 +234,7 @@ def cache_folder() -> Path:
 
 
 def _cache_file(circuit: Circuit) -> Path:
-    key = json.dumps([2, yosys_version(), _READ, _COUNT, TRANSISTOR_FLOW, circuit.module, circuit.verilog])
+    key = json.dumps([3, yosys_version(), _READ, _COUNT, TRANSISTOR_FLOW, circuit.module, circuit.verilog])
     return cache_folder() / "multipliers" / f"{digest(key.encode())}.npz"
 
 
@@ -239,17 +246,18 @@ def _cached(circuit: Circuit) -> Extracted | None:
             return None
         with np.load(content, allow_pickle=False) as arrays:
             table, names, transistors = arrays["table"], arrays["names"], arrays["transistors"]
+            signed_ports = bool(arrays["signed_ports"])
         if table.shape != (256, 256) or table.dtype != np.uint16 or names.ndim != 1 or names.dtype.kind != "U":
             return None
         module, a, b, out, *helpers = (str(name) for name in names)
-        return Extracted(module, Ports(a, b, out), table, tuple(helpers), int(transistors))
+        return Extracted(module, Ports(a, b, out), table, tuple(helpers), int(transistors), signed_ports)
     except (RedcaneError, OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _store(circuit: Circuit, extracted: Extracted) -> None:
     content = io.BytesIO()
-    np.savez(content, table=extracted.table, transistors=extracted.transistors,
+    np.savez(content, table=extracted.table, transistors=extracted.transistors, signed_ports=extracted.signed_ports,
              names=np.array([extracted.module, *extracted.ports, *extracted.helpers], dtype=np.str_))
     with suppress(OSError):  # an unwritable cache costs time, nothing else
         write_atomic(_cache_file(circuit), content.getvalue())
