@@ -11,10 +11,14 @@ import numpy as np
 from amaranth.utils import ceil_log2
 from numpy.typing import NDArray
 
+from hw import isa
+from hw.program import Program, words32
+from model.qnetwork import Codes
 from sim.driver import Run, packets
 from sim.runner import simulate
 
 SYSTEM = "redcane_system"  # the Verilog module of hw.system.System
+PAGE = 4096  # bytes; what lies in memory begins at multiples of it
 _BENCH = [Path(__file__).parent / name for name in ("system_bench.v", "axi_memory.v")]
 
 
@@ -25,6 +29,14 @@ class Outcome:
     packets: list[tuple[int, bytes]]
     counters: dict[str, int]
     seconds: float  # of processor time, for the simulation of this run
+
+    @property
+    def frames(self) -> list[NDArray[np.uint32]]:
+        """The packets as they came out of `m_axis`: the header beat, then the payload's."""
+        return [
+            np.concatenate([np.array([tag << 24 | len(payload)], np.uint32), words32(np.frombuffer(payload, np.uint8))])
+            for tag, payload in self.packets
+        ]
 
 
 def simulate_runs(
@@ -73,3 +85,37 @@ def simulate_runs(
         Outcome(packets(result), {name: value for name, value in run.items() if name != "seconds"}, run["seconds"])
         for result, run in zip(results, told["runs"], strict=True)
     ]
+
+
+def program_runs(
+    program: Program, setup: NDArray[np.uint32], batches: Sequence[Codes]
+) -> tuple[dict[int, NDArray[np.uint8]], list[Run]]:
+    """The memory for a compiled network, and the runs: one of the `setup` beats, then two for every batch of image
+    codes (N, H, W, C), with every boundary emitted and as in use.
+    """
+    memory: dict[int, NDArray[np.uint8]] = {}
+    end = 0
+
+    def place(content: NDArray[np.uint8]) -> int:
+        nonlocal end
+        address, end = end, end + -(-len(content) // PAGE) * PAGE
+        memory[address] = content
+        return address
+
+    weights = place(program.weights)
+    lists = [(setup, 0)]
+    for batch in batches:
+        for traced in (True, False):
+            packets_in = program.image_packet(batch), program.start_packet(traced)
+            beats = np.concatenate([np.array(packet.beats(), np.uint32) for packet in packets_in])
+            lists.append((beats, sum(4 + _payload(program, tag) for tag in program.packet_tags(traced))))
+    places = [place(beats.astype("<u4").view(np.uint8)) for beats, _ in lists]
+    runs = [Run(at, len(beats), weights, end, size) for at, (beats, size) in zip(places, lists, strict=True)]
+    return memory, runs
+
+
+def _payload(program: Program, tag: int) -> int:
+    """Bytes of a packet after its header, filled up to whole words."""
+    if tag == program.COUNTERS_TAG:
+        return 8 * len(isa.COUNTERS)
+    return -(-program.payload_bytes(program.emissions[tag]) // 4) * 4
