@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -106,6 +107,15 @@ class Quantize(Section):
     images: Positive = Field(2048, description="training images to calibrate the ranges on, the first ones")
 
 
+class Finetune(Section):
+    """The weights trained for the assigned multipliers, between assign and quantize (docs/finetuning.md)."""
+
+    epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="passes over the training images; 0: none (and 3 for the command `finetune`)"
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-3, description="of Adam; falls along half a cosine")
+
+
 class Assign(Section):
     """Step 6: a multiplier for every operation that multiplies."""
 
@@ -184,6 +194,7 @@ class Config(Section):
     analyze: Analyze = Analyze()
     quantize: Quantize = Quantize()
     assign: Assign = Assign()
+    finetune: Finetune = Finetune()
     accelerator: Accelerator = Accelerator()
     simulate: Simulate = Simulate()
     synthesize: Synthesize = Synthesize()
@@ -229,6 +240,16 @@ class Config(Section):
         from model.training import TrainingRecipe
 
         return TrainingRecipe(**self.train.model_dump(), seed=self.seed)
+
+    def finetuning(self) -> TrainingRecipe:
+        """How to fine-tune: as in training, but for epochs and learning rate, and without reconstruction."""
+        return replace(
+            self.recipe(),
+            epochs=self.finetune.epochs,
+            patience=self.finetune.epochs,
+            learning_rate=self.finetune.learning_rate,
+            reconstruction=0.0,
+        )
 
     def resilience(self) -> ResilienceSettings:
         """What to sweep in steps 2 to 5."""
@@ -309,7 +330,7 @@ def documentation() -> str:
         "",
         "A YAML file, such as `configs/digits.yaml`. Unknown or repeated keys, wrong types and aliases are errors.",
         "Options of the command line override it: `--library` (assign.library), `--data` (data_dir),",
-        "`--liberty` (synthesize.liberty), `--images` (simulate.images).",
+        "`--liberty` (synthesize.liberty), `--images` (simulate.images), `--finetune` (finetune.epochs).",
         "",
         "```yaml",
         *_EXAMPLE.splitlines(),

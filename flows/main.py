@@ -18,14 +18,16 @@ STAGES = {
     "train": "train the network -> network.safetensors",
     "analyze": "inject noise, group by group and layer by layer -> resilience.json",
     "assign": "choose a multiplier for every operation -> assignment.yaml",
+    "finetune": "train the weights for the assigned multipliers -> finetuned.safetensors, qmodel/",
     "quantize": "8-bit codes and integer constants -> qmodel/",
     "generate": "the accelerator as Verilog -> rtl/",
     "simulate": "the Verilog against the integer reference on test images -> verify.json",
     "synthesize": "cells, transistors and areas -> synthesis.json",
     "report": "everything on one page -> report.html",
-    "run": "all of these, and a summary",
+    "run": "all of these (finetune where it is configured), and a summary",
 }
 
+FINETUNE_EPOCHS = 3  # of the command `finetune` where nothing else is said
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -107,6 +109,9 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--liberty", type=Path, metavar="FILE", help="Liberty file to give areas")
     command.add_argument(
+        "--finetune", type=int, metavar="EPOCHS", help="epochs of fine-tuning, in place of the configured number"
+    )
+    command.add_argument(
         "--images", type=int, metavar="N", help="test images to verify, in place of the configured number"
     )
     command.add_argument(
@@ -124,8 +129,11 @@ def _run(chosen: argparse.Namespace) -> Run:
         "data_dir": str(chosen.data) if chosen.data else None,
         "synthesize.liberty": str(chosen.liberty) if chosen.liberty else None,
         "simulate.images": chosen.images,
+        "finetune.epochs": chosen.finetune,
     }
     config = Config.load(chosen.config, overrides)
+    if getattr(chosen, "stage", None) == "finetune" and config.finetune.epochs == 0:
+        config = Config.load(chosen.config, {**overrides, "finetune.epochs": FINETUNE_EPOCHS})
     if chosen.workers is not None and not 1 <= chosen.workers <= 1024:
         raise RedcaneError(f"--workers: {chosen.workers} should be a number from 1 to 1024")
     return Run(config, chosen.runs / config.name, chosen.workers, chosen.scheduler)
@@ -134,11 +142,14 @@ def _run(chosen: argparse.Namespace) -> Run:
 def _stage(chosen: argparse.Namespace) -> None:
     run = _run(chosen)
     from flows.stages import bring_up
-    from flows.summary import summary
+    from flows.summary import finetuning, summary
 
-    bring_up(run, "report" if chosen.stage == "run" else chosen.stage)
+    # What fine-tuning came to is told by the quantised network's accuracy.
+    bring_up(run, {"run": "report", "finetune": "quantize"}.get(chosen.stage, chosen.stage))
     if chosen.stage == "run":
         print(summary(run))
+    elif chosen.stage == "finetune":
+        print(finetuning(run))
 
 
 def _operations(chosen: argparse.Namespace) -> None:

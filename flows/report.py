@@ -13,7 +13,7 @@ import jinja2
 
 from flows.run import Run
 from flows.stage import Json
-from flows.summary import Facts
+from flows.summary import NETWORKS, Facts
 from model.files import digest, read_bounded
 from model.operations import GROUPS
 
@@ -42,6 +42,8 @@ def report(run: Run, about: Json) -> str:
         run=run,
         config=run.config,
         groups=GROUPS,
+        networks=NETWORKS,
+        final=facts.accuracy.get("finetuned", facts.accuracy["assigned"]),
         plots=[_image(run.folder / f"resilience-{name}.svg") for name in ("groups", "layers")],
         parts=parts(facts.synthesis),
         artefacts={name: digest(run.folder / name) for name in about["made_from"]["inputs"]},

@@ -89,11 +89,11 @@ class Run:
 
         return load(self.folder / "qmodel")
 
-    def network(self) -> Network:
-        """The trained network."""
+    def network(self, weights: str = "network.safetensors") -> Network:
+        """The trained network, or that of other weights in the folder."""
         from model.weights import load_weights
 
-        return load_weights(self.config.shape(), self.folder / "network.safetensors")[0]
+        return load_weights(self.config.shape(), self.folder / weights)[0]
 
     def read(self, artefact: str, *keys: str) -> dict[str, Any]:
         """A JSON artefact of this run; RedcaneError when it is missing, not JSON, or lacks one of the keys."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from model.capture import capture
 from model.datasets import Split
 from model.emulation import Emulator
 from model.files import digest, write_atomic
+from model.finetune import finetune, with_weights
 from model.operations import operations
 from model.qfile import save
 from model.qnetwork import Format, QNetwork, takes_signed
@@ -122,19 +123,36 @@ def _assign(run: Run, scratch: Path, about: Json) -> None:
     write_json(scratch / "selection.json", {"schema": 1, "cost": library.cost_name, **asdict(selection)}, about)
 
 
-def _quantize(run: Run, scratch: Path, about: Json) -> None:
-    keys = list(run.config.formats())
-    assigned = load_assignment(run.folder / "assignment.yaml", keys, run.library)
+def _assigned(run: Run) -> tuple[QNetwork, QNetwork]:
+    """The 8-bit network with exact multipliers, and with those of assignment.yaml."""
+    assigned = load_assignment(run.folder / "assignment.yaml", list(run.config.formats()), run.library)
     tables = {name: component.table for name, component in run.library.components.items()}
     exact = _quantized(run, assigned.formats)
-    network = exact.with_components(assigned.components, tables)
+    return exact, exact.with_components(assigned.components, tables)
+
+
+def _finetune(run: Run, scratch: Path, about: Json) -> None:
+    network, (_, assigned) = run.network(), _assigned(run)
+    checkpoint = _partial(run, "finetuning.safetensors")
+    history, before = finetune(network, assigned, run.dataset, run.config.finetuning(), checkpoint)
+    content = {"schema": 1, "validation_before": before[0], "validation_loss_before": before[1]}
+    save_weights(network, scratch / "finetuned.safetensors", {"provenance": json.dumps(about)})
+    write_json(scratch / "finetuning.json", {**content, "history": asdict(history)}, about)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _quantize(run: Run, scratch: Path, about: Json) -> None:
+    exact, network = _assigned(run)
+    networks = {"exact_8_bit": exact, "assigned": network}
+    if run.config.finetune.epochs:
+        networks["finetuned"] = network = with_weights(network, run.network("finetuned.safetensors"))
     measured = {
         name: {
             "selection": _integer_accuracy(n, run.selection_images),
             "validation": _integer_accuracy(n, run.dataset.validation),
             "test": _integer_accuracy(n, run.dataset.test),
         }
-        for name, n in (("exact_8_bit", exact), ("assigned", network))
+        for name, n in networks.items()
     }
     on = run.selection_images
     floating = {
@@ -230,6 +248,8 @@ def _library(run: Run) -> Json:
     return {"library": run.library_hash}
 
 
+_FINETUNED = ("finetuned.safetensors", "finetuning.json")
+
 STAGES: list[Stage[Run]] = [
     Stage(
         "train",
@@ -254,8 +274,16 @@ STAGES: list[Stage[Run]] = [
         require=lambda run: need_yosys(),
     ),
     Stage(
+        "finetune",
+        inputs=("network.safetensors", "assignment.yaml"),
+        outputs=_FINETUNED,
+        make=_finetune,
+        settings=_settings(_section("network", "train", "quantize", "finetune"), _data, _library),
+        require=lambda run: need_yosys(),
+    ),
+    Stage(
         "quantize",
-        inputs=("network.safetensors", "training.json", "assignment.yaml"),
+        inputs=("network.safetensors", "training.json", "assignment.yaml", *_FINETUNED),
         outputs=("qmodel", "accuracy.json"),
         make=_quantize,
         settings=_settings(_section("network", "train", "quantize"), _copies, _data, _library),
@@ -312,7 +340,18 @@ def tell(text: str) -> None:
     print(f"[{text}]", file=sys.stderr, flush=True)
 
 
+def stages_of(run: Run) -> list[Stage[Run]]:
+    """The stages of a run: without finetune and what it makes where that is not configured."""
+    if run.config.finetune.epochs:
+        return STAGES
+    return [
+        replace(stage, inputs=tuple(name for name in stage.inputs if name not in _FINETUNED))
+        for stage in STAGES
+        if stage.name != "finetune"
+    ]
+
+
 def bring_up(run: Run, target: str) -> None:
     """Bring a stage and all that it needs up to date; see Pipeline.bring_up for what it raises."""
     run.check()
-    Pipeline(STAGES, run.folder, run, run.provenance, tell).bring_up(target)
+    Pipeline(stages_of(run), run.folder, run, run.provenance, tell).bring_up(target)

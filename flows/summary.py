@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from model.resilience import Resilience
 
 
+NETWORKS = {
+    "float": "float",
+    "exact_8_bit": "8 bit, exact multipliers",
+    "assigned": "8 bit, assigned multipliers",
+    "finetuned": "8 bit, assigned multipliers, fine-tuned",
+}
+"""The networks in accuracy.json, the last only with fine-tuning, with the titles that summary and report show."""
+
+
 @dataclass(frozen=True)
 class OperationFacts:
     """One operation of the network, with its multiplier if it has one."""
@@ -130,14 +139,29 @@ class Facts:
         return modules[self.synthesis["top"]]
 
 
+def accuracy_table(accuracy: dict[str, Any]) -> str:
+    """The content of accuracy.json as text."""
+    rows = [
+        (title, *(f"{100 * accuracy[name][split]:.2f} %" for split in ("selection", "validation", "test")))
+        for name, title in NETWORKS.items()
+        if name in accuracy
+    ]
+    return table(("accuracy", "selection", "validation", "test"), rows)
+
+
+def finetuning(run: Run) -> str:
+    """The end of `redcane finetune`."""
+    epochs = run.config.finetune.epochs
+    return (
+        f"{accuracy_table(run.read('accuracy.json', 'float', 'exact_8_bit', 'assigned', 'finetuned'))}\n\n"
+        f"qmodel holds the fine-tuned network; give the later stages `--finetune {epochs}` too, "
+        f"or put `finetune: {{epochs: {epochs}}}` into the configuration"
+    )
+
+
 def summary(run: Run) -> str:
     """The end of `redcane run`."""
     facts = Facts(run)
-    names = {"float": "float", "exact_8_bit": "8 bit, exact multipliers", "assigned": "8 bit, assigned multipliers"}
-    accuracies = [
-        (title, *(f"{100 * facts.accuracy[name][split]:.2f} %" for split in ("selection", "validation", "test")))
-        for name, title in names.items()
-    ]
     multipliers = [
         (row.key, f"{row.multiplications:,}", row.multiplier, row.format) for row in facts.operations if row.multiplier
     ]
@@ -150,7 +174,7 @@ def summary(run: Run) -> str:
     lines = [
         f"Run {run.config.name}: {run.config.dataset}, library {run.config.assign.library}",
         "",
-        table(("accuracy", "selection", "validation", "test"), accuracies),
+        accuracy_table(facts.accuracy),
         "",
         table(("operation", "multiplications", "multiplier", "format"), multipliers, left=(0, 2, 3)),
         "",

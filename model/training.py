@@ -28,6 +28,9 @@ from model.seeds import derive_seed
 from model.threads import worthwhile_threads
 from model.weights import check_tensors, read_tensors, write_tensors
 
+Forward = Callable[[Network, Tensor], Tensor]
+"""A forward pass: images (N, C, H, W) to class capsules (N, J, E) that carry gradients."""
+
 
 @dataclass(frozen=True)
 class TrainingRecipe:
@@ -124,14 +127,18 @@ def evaluate(
     labels: NDArray[np.int64],
     batch: int = 256,
     tap: Callable[[int], Tap] = lambda batch_index: identity,
+    forward: Forward | None = None,
 ) -> tuple[float, float]:
-    """Accuracy (fraction) and mean margin loss on images (N, C, H, W); `tap` gives the tap for each batch index."""
+    """Accuracy (fraction) and mean margin loss on images (N, C, H, W); `tap` gives the tap for each batch index.
+
+    With `forward` the class capsules come from it, and there are no taps.
+    """
     correct, loss = 0, 0.0
     device = next(network.parameters()).device
     with torch.inference_mode(), worthwhile_threads(network):
         for index, start in enumerate(range(0, len(labels), batch)):
-            y = torch.from_numpy(labels[start : start + batch]).to(device)
-            v = network(torch.from_numpy(images[start : start + batch]).to(device), tap(index))
+            x, y = (torch.from_numpy(values[start : start + batch]).to(device) for values in (images, labels))
+            v = forward(network, x) if forward else network(x, tap(index))
             correct += int((lengths(v).argmax(dim=1) == y).sum())
             loss += float(margin_loss(v, y)) * len(y)
     return correct / len(labels), loss / len(labels)
@@ -159,14 +166,24 @@ def pick_device(name: str) -> torch.device:
 
 
 def train(
-    network: Network, dataset: Dataset, recipe: TrainingRecipe, checkpoint: Path, device: str = "cpu"
+    network: Network,
+    dataset: Dataset,
+    recipe: TrainingRecipe,
+    checkpoint: Path,
+    device: str = "cpu",
+    forward: Forward | None = None,
+    title: str = "train",
+    basis: str | None = None,
 ) -> History:
     """Train the network in place and leave it, on the CPU, with the weights of its best epoch on the validation split.
 
     After every epoch `checkpoint` (safetensors) is replaced; if it is there at the start and comes from the same
-    recipe, shape and data, training goes on from it, else it starts over. `device` is what pick_device knows. Raises
-    RedcaneError when the network does not fit the dataset, the checkpoint is broken, the loss stops being a number, or
-    there is no such device.
+    recipe, shape and data, training goes on from it, else it starts over. `device` is what pick_device knows.
+    `forward` takes the place of the network's own forward pass, in training and validation; `basis` then says what it
+    depends on, so that a checkpoint of another one is not taken. `title` is the progress bar's.
+
+    Raises RedcaneError when the network does not fit the dataset, the checkpoint is broken, the loss stops being a
+    number, or there is no such device.
     """
     check_fit(network.shape, dataset)
     network.to(pick_device(device))
@@ -174,7 +191,7 @@ def train(
         raise RedcaneError("training.reconstruction: the network has no decoder; give network.decoder its hidden sizes")
     # A recipe that does not mirror is what it was before there was mirroring: its checkpoints stay good.
     steps = {name: value for name, value in asdict(recipe).items() if name != "flip" or value}
-    run = json.dumps([steps, asdict(network.shape), dataset.digest()])
+    run = json.dumps([steps, asdict(network.shape), dataset.digest(), *([basis] if basis is not None else [])])
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
     history, best = History(), _weights(network)
     if checkpoint.exists():
@@ -182,13 +199,13 @@ def train(
 
     with (
         worthwhile_threads(network),
-        tqdm(total=recipe.epochs, initial=len(history.loss), desc="train", unit="epoch") as progress,
+        tqdm(total=recipe.epochs, initial=len(history.loss), desc=title, unit="epoch") as progress,
     ):
         for epoch in range(len(history.loss), recipe.epochs):
             if epoch - history.best > recipe.patience and history.best >= 0:
                 break
-            history.loss.append(_epoch(network, dataset, recipe, optimizer, epoch))
-            validated = evaluate(network, dataset.validation.images, dataset.validation.labels)
+            history.loss.append(_epoch(network, dataset, recipe, optimizer, epoch, forward))
+            validated = evaluate(network, dataset.validation.images, dataset.validation.labels, forward=forward)
             history.validation.append(validated[0])
             history.validation_loss.append(validated[1])
             if not math.isfinite(history.loss[-1] + validated[1]):
@@ -213,7 +230,12 @@ def check_fit(shape: Shape, dataset: Dataset) -> None:
 
 
 def _epoch(
-    network: Network, dataset: Dataset, recipe: TrainingRecipe, optimizer: torch.optim.Optimizer, epoch: int
+    network: Network,
+    dataset: Dataset,
+    recipe: TrainingRecipe,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    forward: Forward | None,
 ) -> float:
     """One pass over the training images in an order of its own; returns the mean loss."""
     generator = torch.Generator().manual_seed(derive_seed("epoch", recipe.seed, epoch))
@@ -226,7 +248,7 @@ def _epoch(
     for chosen in torch.randperm(len(labels), generator=generator).split(recipe.batch):
         x, y = augment(images[chosen].to(device), recipe, generator), labels[chosen].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            v = network(x, _in_single_precision)
+            v = forward(network, x) if forward else network(x, _in_single_precision)
             loss = margin_loss(v, y)
             if recipe.reconstruction > 0:
                 error = (network.reconstruct(v, y).float() - x).square().flatten(1).sum(dim=1).mean()

@@ -1,0 +1,152 @@
+"""Fine-tuning: its forward pass is the integer network, it recovers accuracy, and it survives a kill."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model import reference, training
+from model.capsnet import CapsNet, CapsNetShape
+from model.datasets import Dataset, load
+from model.emulation import Emulator
+from model.finetune import StraightThrough, finetune, with_weights
+from model.qnetwork import Format, QClassCaps, QNetwork
+from model.quantize import image_codes, quantize
+from model.training import TrainingRecipe, initial, margin_loss, train
+
+SHAPE = CapsNetShape(
+    image=(8, 8, 1), conv_channels=16, conv_kernel=3, primary_types=4, primary_dim=8,
+    primary_kernel=3, primary_stride=2, classes=10, class_dim=8,
+)  # fmt: skip
+RECIPE = TrainingRecipe(epochs=3, patience=3, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> CapsNet:
+    network = initial(SHAPE, 0)
+    train(network, digits, TrainingRecipe(epochs=16), tmp_path_factory.mktemp("trained") / "checkpoint")
+    assert isinstance(network, CapsNet)
+    return network
+
+
+def truncated(bits: int) -> np.ndarray:
+    """A multiplier that ignores the operands' lowest bits: every product is too small."""
+    kept = np.arange(256) >> bits << bits
+    return np.outer(kept, kept).astype(np.uint16)
+
+
+def aggressive(network: CapsNet, digits: Dataset, bits: int, form: Format = "sign-magnitude") -> QNetwork:
+    """Truncated multipliers everywhere, in the routing by no more than 3 bits: coupling coefficients begin at 25."""
+    quantized = quantize(network, torch.from_numpy(digits.train.images), form)
+    routing = ("classcaps.weighted_sum", "classcaps.agreement")
+    of = {key: str(min(bits, 3) if key in routing else bits) for key, _, _ in quantized.products()}
+    return quantized.with_components(of, {name: truncated(int(name)) for name in of.values()})
+
+
+def copy_of(network: CapsNet) -> CapsNet:
+    other = CapsNet(network.shape)
+    other.load_state_dict(network.state_dict())
+    return other
+
+
+def accuracy(network: QNetwork, digits: Dataset) -> float:
+    return float((Emulator(network).classify(image_codes(network, digits.test.images)) == digits.test.labels).mean())
+
+
+@pytest.mark.parametrize("form", ["sign-magnitude", "affine"])
+def test_forward_is_the_reference_and_backward_reaches_every_weight(
+    form: Format, trained: CapsNet, digits: Dataset
+) -> None:
+    quantized = aggressive(trained, digits, 3, form)
+    images = torch.from_numpy(digits.test.images[:3])
+    network = copy_of(trained)
+    capsules = StraightThrough(quantized)(network, images)
+    layer = quantized.layers[-1]
+    assert isinstance(layer, QClassCaps)
+    for image, found in zip(image_codes(quantized, images), capsules.detach().numpy(), strict=True):
+        codes = reference.run(quantized, image)[f"classcaps.squash.{layer.iterations}"]
+        out = layer.squash.out
+        np.testing.assert_array_equal(np.rint(found / out.scale) + out.zero_point, codes)
+    with torch.inference_mode():
+        assert torch.equal(StraightThrough(quantized)(network, images), capsules)
+    margin_loss(capsules, torch.from_numpy(digits.test.labels[:3] + 1) % 10).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_its_own_weights_change_nothing_and_large_ones_saturate(trained: CapsNet, digits: Dataset) -> None:
+    quantized = aggressive(trained, digits, 4)
+    again = with_weights(quantized, trained)
+    louder = copy_of(trained)
+    with torch.no_grad():
+        louder.conv1.weight *= 2
+    twice = with_weights(quantized, louder)
+    for old, new, loud in zip(quantized.layers, again.layers, twice.layers, strict=True):
+        if isinstance(old, QClassCaps):
+            assert isinstance(new, QClassCaps)
+            np.testing.assert_array_equal(old.weights, new.weights)
+            continue
+        assert not isinstance(new, QClassCaps) and not isinstance(loud, QClassCaps)
+        np.testing.assert_array_equal(old.conv.weights, new.conv.weights)
+        np.testing.assert_array_equal(old.conv.bias, new.conv.bias)
+        if old.name == "conv1":
+            assert np.abs(loud.conv.weights).max() == 127 and (np.abs(loud.conv.weights) == 127).sum() > 1
+            assert loud.conv.mac == old.conv.mac
+
+
+def test_it_recovers_most_of_what_an_aggressive_assignment_loses(
+    trained: CapsNet, digits: Dataset, tmp_path: Path
+) -> None:
+    exact = accuracy(quantize(trained, torch.from_numpy(digits.train.images)), digits)
+    quantized = aggressive(trained, digits, 5)
+    before = accuracy(quantized, digits)
+    network, longer = copy_of(trained), dataclasses.replace(RECIPE, epochs=8, patience=8)
+    history, (validation, loss) = finetune(network, quantized, digits, longer, tmp_path / "checkpoint")
+    after = accuracy(with_weights(quantized, network), digits)
+    assert exact - before > 0.1, "the assignment hurts"
+    assert exact - after < (exact - before) / 2, (exact, before, after)
+    assert history.validation[history.best] > validation and history.validation_loss[history.best] < loss
+
+
+def test_killed_after_any_epoch_it_ends_with_the_same_weights(
+    trained: CapsNet, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = dataclasses.replace(digits, train=dataclasses.replace(
+        digits.train, images=digits.train.images[:200], labels=digits.train.labels[:200]))  # fmt: skip
+    quantized = aggressive(trained, digits, 5)
+    whole = copy_of(trained)
+    outcome = finetune(whole, quantized, few, RECIPE, tmp_path / "whole")
+    assert outcome[0].best >= 0
+    save = training._save
+
+    def save_and_die(*arguments) -> None:  # type: ignore[no-untyped-def]
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save", save_and_die)
+    for _ in range(RECIPE.epochs):
+        with pytest.raises(KeyboardInterrupt):
+            finetune(copy_of(trained), quantized, few, RECIPE, tmp_path / "killed")
+    monkeypatch.setattr(training, "_save", save)
+    network = copy_of(trained)
+    assert finetune(network, quantized, few, RECIPE, tmp_path / "killed") == outcome
+    for one, other in zip(network.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)
+    other = aggressive(trained, digits, 4)  # for other multipliers that checkpoint is nobody's
+    assert finetune(copy_of(trained), other, few, RECIPE, tmp_path / "killed") != outcome
+
+
+def test_what_makes_it_worse_is_not_taken(trained: CapsNet, digits: Dataset, tmp_path: Path) -> None:
+    network = copy_of(trained)
+    recipe = TrainingRecipe(epochs=1, patience=1, learning_rate=0.5)
+    history, before = finetune(network, aggressive(trained, digits, 0), digits, recipe, tmp_path / "checkpoint")
+    assert history.best == -1 and history.validation_loss[0] > before[1]
+    for one, other in zip(network.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(one, other)
