@@ -261,9 +261,10 @@ class Config(Section):
 
     def formats(self) -> dict[str, NumberFormat]:
         """The number format of every operation that multiplies; raises RedcaneError for one that there is not."""
-        from model.quantize import OPERATIONS, check_formats
+        from model.quantize import check_formats, operations_of
 
-        return check_formats(dict.fromkeys(OPERATIONS, self.quantize.format) | self.quantize.formats)
+        operations = operations_of(self.shape())
+        return check_formats(dict.fromkeys(operations, self.quantize.format) | self.quantize.formats, operations)
 
 
 def _sentence(error: ValidationError) -> str:

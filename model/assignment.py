@@ -17,6 +17,7 @@ from model.errors import RedcaneError
 from model.files import write_atomic
 from model.multipliers.library import Library
 from model.multipliers.product_table import kind_of_operands
+from model.operations import layer_of
 from model.qnetwork import FORMATS, Format, takes_signed
 from model.selection import Selection
 from model.yamlfile import read_yaml
@@ -129,7 +130,7 @@ def load_assignment(path: Path, operations: Collection[str], library: Library) -
             fail(f"operations.{key}.multiplier", f"{component} multiplies {kind_of_operands(not signed)} operands, and "
                  f"{number_format} has {kind_of_operands(signed)} ones; the library's multipliers of these are "
                  + (", ".join(able[:4]) + " ..." * (len(able) > 4) or "none"))
-    for key, other in ((k, f"{k.split('.')[0]}.agreement") for k in operations if k.endswith(".weighted_sum")):
+    for key, other in ((k, f"{layer_of(k)}.agreement") for k in operations if k.endswith(".weighted_sum")):
         if formats.get(other, formats[key]) != formats[key]:
             fail(f"operations.{key}.format", f"differs from {other}, which reads the same votes: make them equal")
     circuits = _mapping(path, "circuits", data.get("circuits", {}))

@@ -1,95 +1,64 @@
-"""From a float CapsNet to 8-bit codes and integer constants: per-tensor scales, calibrated on training images.
-
-The range of a tensor is all that it takes on the calibration images. Clipping it was measured and is worse: in a
-CapsNet the few large values are the message. Error of the class capsules' lengths (root mean square, four networks on
-the digits, sign-magnitude): 0.018 for the whole range, 0.022 for the clipping of least mean squared error, 0.033 for
-the 99.99th percentile, 0.042 for the 99.9th, which also loses up to 1.5 points of accuracy.
-"""
+"""From a float network to 8-bit codes and integer constants: per-tensor scales, calibrated on training images."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from model.capsnet import CapsNet
+from model.convcaps import ConvCaps, ConvCaps3D
+from model.deepcaps import CELLS, KERNEL, Cell, DeepCaps, DeepCapsShape
 from model.errors import RedcaneError
 from model.multipliers.product_table import exact_table
-from model.network import Network
+from model.network import Network, Shape
 from model.qnetwork import (
     FORMATS,
+    Adder,
     Codes,
     Coding,
     Format,
-    Kind,
-    Product,
-    QClassCaps,
-    QConv,
+    Layer,
+    QAdd,
+    QConvCaps,
+    QConvCaps3D,
     QConvLayer,
     QNetwork,
     QPrimaryCaps,
-    Requantizer,
     Squash,
-    exp_table,
     takes_signed,
-    unit_interval,
 )
+from model.quantize_layers import EXACT, LayerMaker
 
 OPERATIONS = ("conv1.mac", "primary.mac", "classcaps.votes", "classcaps.weighted_sum", "classcaps.agreement")
 """The operations of a CapsNet that multiply on the array, as keys "layer.operation"."""
 
-BATCH = 64  # calibration images at a time
+_ROUTING = ("votes", "weighted_sum", "agreement")
+DEEPCAPS_OPERATIONS = (
+    "conv1.mac",
+    *(f"{cell}.{layer}.mac" for cell in CELLS[:3] for layer in ("conv1", "skip", "conv2", "conv3")),
+    "cell4.conv1.mac",
+    *(f"cell4.skip.{name}" for name in _ROUTING),
+    *(f"cell4.{layer}.mac" for layer in ("conv2", "conv3")),
+    *(f"classcaps.{name}" for name in _ROUTING),
+)
+"""The operations of a DeepCaps that multiply on the array."""
 
-EXACT = {False: "exact", True: "exact_signed"}
-"""What the exact multipliers of a quantised network are called, by the signedness of their operands."""
-
-
-class Range:
-    """The lowest and the highest value that a tensor takes."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.low, self.high = name, math.inf, -math.inf
-
-    def add(self, tensor: Tensor) -> None:
-        """Take in a batch's values. Raises RedcaneError when one of them is not a finite number."""
-        low, high = (float(x) for x in tensor.aminmax())
-        if not math.isfinite(low) or not math.isfinite(high):  # a NaN anywhere is both
-            raise RedcaneError(f"{self.name}: holds values that are not numbers; the weights are broken, train again")
-        self.low, self.high = min(self.low, low), max(self.high, high)
-
-    def coding(self, kind: Kind) -> Coding:
-        """The coding of this kind that covers the range and zero.
-
-        Raises RedcaneError when the tensor holds nothing but zeros (`unsigned`: nothing above), which give no scale.
-        """
-        low, high = min(self.low, 0.0), max(self.high, 0.0)
-        if low == high or (kind == "unsigned" and high == 0):
-            raise RedcaneError(f"{self.name}: nothing but zeros, which give no scale; the network is dead, train again")
-        if kind == "signed":
-            return Coding(kind, max(-low, high) / 127)
-        if kind == "unsigned":
-            return Coding(kind, high / 255)
-        scale = (high - low) / 255
-        return Coding(kind, scale, math.floor(-low / scale + 0.5))
+ONE_TENSOR = (
+    ("classcaps.weighted_sum", "classcaps.agreement", "the same votes"),
+    ("cell4.skip.weighted_sum", "cell4.skip.agreement", "the same votes"),
+    *((f"{cell}.conv2.mac", f"{cell}.skip.mac", f"the capsules of {cell}.conv1") for cell in CELLS[:3]),
+    ("cell4.conv2.mac", "cell4.skip.votes", "the capsules of cell4.conv1"),
+    ("cell4.conv1.mac", "classcaps.votes", "the capsules of cell3"),
+)
+"""Operations that read one tensor and so have one format, and what they read."""
 
 
-def calibrate(network: CapsNet, images: Tensor) -> dict[str, Range]:
-    """The ranges of all operations' outputs on images (N, C, H, W) in [0, 1], by "layer.operation"."""
-    ranges: dict[str, Range] = {}
-
-    def tap(layer: str, operation: str, output: Tensor, iteration: int, operands: tuple[Tensor, ...]) -> Tensor:
-        key = f"{layer}.{operation}"
-        ranges.setdefault(key, Range(key)).add(output)
-        return output
-
-    with torch.inference_mode():
-        for batch in images.split(BATCH):
-            network(batch, tap)
-    return ranges
+def operations_of(shape: Shape) -> tuple[str, ...]:
+    """The operations that multiply on the array in a network of this shape, in the order of execution."""
+    return DEEPCAPS_OPERATIONS if isinstance(shape, DeepCapsShape) else OPERATIONS
 
 
 def quantize(
@@ -98,101 +67,104 @@ def quantize(
     formats: Mapping[str, Format] | Format = "sign-magnitude",
     align: int = 1,
 ) -> QNetwork:
-    """Quantise a CapsNet, with exact multipliers (`EXACT`); `QNetwork.with_components` puts others in their places.
+    """Quantise a network, with exact multipliers (`EXACT`); `QNetwork.with_components` puts others in their places.
 
     `images` (N, C, H, W) in [0, 1] are training images to calibrate on. `formats` is one format, or one for every
-    operation of OPERATIONS; weighted_sum and agreement read the same votes and share theirs. `align` = 1 puts the
-    seven-bit magnitudes of the sign-magnitude format at the top of the multiplier's ports, 0 at the bottom
-    (docs/numerics.md).
+    operation of operations_of(shape); those of ONE_TENSOR share theirs. `align` = 1 puts the seven-bit magnitudes of
+    the sign-magnitude format at the top of the multiplier's ports, 0 at the bottom (docs/numerics.md).
 
     Raises RedcaneError for formats that do not fit, images of another shape, values that are not numbers, tensors
     that are all zero, and sums that could overflow.
     """
-    if not isinstance(network, CapsNet):
-        raise RedcaneError("quantize: there is no 8-bit DeepCaps yet; its stages go up to analyze")
     if align not in (0, 1):
         raise RedcaneError(f"align: {align} should be 0 (magnitudes at the bottom of the multiplier) or 1 (at the top)")
     height, width, channels = network.shape.image
     if images.ndim != 4 or len(images) == 0 or tuple(images.shape[1:]) != (channels, height, width):
         raise RedcaneError(f"calibration: images of {channels}x{height}x{width} are wanted, got {tuple(images.shape)}")
-    of = check_formats(formats)
-    ranges = calibrate(network, images)
-    # the coding, in each format, of an operand with negative values, and of one without
-    signed: dict[Format, Kind] = {"sign-magnitude": "signed", "affine": "affine", "twos-complement": "signed"}
-    positive: dict[Format, Kind] = {"sign-magnitude": "unsigned", "affine": "unsigned", "twos-complement": "signed"}
-    image, coupling = (unit_interval(of[key]) for key in ("conv1.mac", "classcaps.weighted_sum"))
-
-    def weights(name: str, key: str) -> tuple[Coding, NDArray[np.float64]]:
-        parameter = network.get_parameter(name).detach()
-        found = Range(name)
-        found.add(parameter)
-        return found.coding(signed[of[key]]), parameter.double().numpy()
-
-    def product(key: str, a: Coding, b: Coding, out: Coding, relu: bool = False) -> Product:
-        shift = align if of[key] == "sign-magnitude" else 0
-        lanes = sum(coding.kind == "signed" for coding in (a, b))
-        requantizer = Requantizer.for_scale(a.scale * b.scale / 2 ** (shift * lanes) / out.scale, out, relu)
-        return Product(of[key], a, b, out, requantizer, EXACT[takes_signed(of[key])], shift)
-
-    def conv(layer: str, a: Coding, out: Coding, stride: int, relu: bool = False) -> QConv:
-        key = f"{layer}.mac"
-        b, kernel = weights(f"{layer}.weight", key)
-        mac = product(key, a, b, out, relu)
-        unit = out.scale * mac.requantizer.multiplier / 2**mac.requantizer.shift  # value of 1 in the accumulator
-        bias = np.floor(network.get_parameter(f"{layer}.bias").detach().double().numpy() / unit + 0.5)
-        if not (np.abs(bias) < 2**31).all():  # a NaN is not either
-            raise RedcaneError(f"{layer}.bias: too large for the 32-bit accumulator, or not a number; train it again")
-        return QConv(b.encode(kernel).transpose(0, 2, 3, 1).copy(), bias.astype(np.int32), stride, mac)
-
-    x = ranges["conv1.relu"].coding(positive[of["primary.mac"]])
-    s = ranges["primary.mac"].coding("signed")
-    u = ranges["primary.squash"].coding(signed[of["classcaps.votes"]])
-    votes = ranges["classcaps.votes"].coding(signed[of["classcaps.weighted_sum"]])
-    sums = ranges["classcaps.weighted_sum"].coding("signed")
-    v = ranges["classcaps.squash"].coding(signed[of["classcaps.agreement"]])
-    iterations = network.shape.iterations
-    # With one iteration nothing becomes of the logits: any scale will do
-    logits = ranges["classcaps.agreement"].coding("signed") if iterations > 1 else Coding("signed", 1 / 127)
-    matrices, matrix_values = weights("classcaps.weight", "classcaps.votes")
-
+    of = check_formats(formats, operations_of(network.shape))
+    make = LayerMaker(network, images, of, align)
+    layers = _deepcaps(network, make) if isinstance(network, DeepCaps) else _capsnet(network, make)
     qnetwork = QNetwork(
         image=network.shape.image,
-        input=image,
-        layers=(
-            QConvLayer("conv1", conv("conv1", image, x, network.shape.conv_stride, relu=True)),
-            QPrimaryCaps(
-                "primary",
-                conv("primary", x, s, network.shape.primary_stride),
-                network.shape.primary_dim,
-                Squash.for_scales(s.scale, u),
-            ),
-            QClassCaps(
-                "classcaps",
-                matrices.encode(matrix_values),
-                votes=product("classcaps.votes", u, matrices, votes),
-                weighted_sum=product("classcaps.weighted_sum", coupling, votes, sums),
-                agreement=product("classcaps.agreement", v, votes, logits),
-                exp_table=exp_table(logits.scale),
-                squash=Squash.for_scales(sums.scale, v),
-                iterations=iterations,
-            ),
-        ),
+        input=make.unit_interval("conv1.mac"),
+        layers=tuple(layers),
         tables={EXACT[kind]: exact_table(kind) for kind in sorted({takes_signed(fmt) for fmt in of.values()})},
     )
     qnetwork.check()
     return qnetwork
 
 
-def check_formats(formats: Mapping[str, Format] | Format) -> dict[str, Format]:
+def _capsnet(network: CapsNet, make: LayerMaker) -> list[Layer]:
+    shape, primary = network.shape, network.primary
+    image = make.unit_interval("conv1.mac")
+    x = make.positive("conv1.relu", "primary.mac")
+    s = make.coding("primary.mac", None)
+    u = make.coding("primary.squash", "classcaps.votes")
+    conv1 = make.conv(
+        "conv1.mac", network.conv1.weight, network.conv1.bias, image, x, stride=shape.conv_stride, relu=True
+    )
+    mac = make.conv("primary.mac", primary.weight, primary.bias, x, s, stride=shape.primary_stride)
+    return [
+        QConvLayer("conv1", conv1),
+        QPrimaryCaps("primary", mac, shape.primary_dim, Squash.for_scales(s.scale, u)),
+        make.class_caps(network.classcaps.weight, u, shape.iterations),
+    ]
+
+
+def _deepcaps(network: DeepCaps, make: LayerMaker) -> list[Layer]:
+    image, x = make.unit_interval("conv1.mac"), make.positive("conv1.relu", "cell1.conv1.mac")
+    weight, bias = network.folded_conv1()
+    conv1 = make.conv("conv1.mac", weight, bias, image, x, padding=KERNEL // 2, relu=True)
+    layers: list[Layer] = [QConvLayer("conv1", conv1)]
+    last = make.coding("cell4.add", "classcaps.votes", "cell3.add")  # the class capsules read both sums
+    sums = [make.coding(f"cell{n}.add", f"cell{n + 1}.conv1.mac") for n in (1, 2)]
+    for name, out in zip(CELLS, [*sums, last, last], strict=True):
+        cell = network.get_submodule(name)
+        assert isinstance(cell, Cell)
+        layers += _cell(name, cell, x, out, make)
+        x = out
+    return [*layers, make.class_caps(network.classcaps.weight, last, network.shape.iterations, CELLS[:1:-1])]
+
+
+def _cell(cell: str, module: Cell, x: Coding, out: Coding, make: LayerMaker) -> list[Layer]:
+    """The layers of a cell that reads a tensor of coding `x` and gives one of coding `out`."""
+
+    def conv_caps(name: str, layer: ConvCaps, a: Coding, v: Coding, *reads: str) -> QConvCaps:
+        s = make.coding(f"{cell}.{name}.mac", None)
+        conv = make.conv(f"{cell}.{name}.mac", layer.weight, None, a, s, layer.stride, KERNEL // 2)
+        return QConvCaps(f"{cell}.{name}", conv, layer.dim, Squash.for_scales(s.scale, v), reads)
+
+    first = make.coding(f"{cell}.conv1.squash", f"{cell}.conv2.mac")
+    second = make.coding(f"{cell}.conv2.squash", f"{cell}.conv3.mac")
+    third = make.coding(f"{cell}.conv3.squash", None)
+    skip: QConvCaps | QConvCaps3D
+    if isinstance(module.skip, ConvCaps3D):
+        types, iterations = module.conv1.types, module.skip.iterations
+        skip = make.conv_caps_3d(f"{cell}.skip", module.skip.weight, first, iterations, types)
+    else:
+        skip = conv_caps("skip", module.skip, first, make.coding(f"{cell}.skip.squash", None))
+    return [
+        conv_caps("conv1", module.conv1, x, first),
+        skip,
+        conv_caps("conv2", module.conv2, first, second, f"{cell}.conv1"),
+        conv_caps("conv3", module.conv3, second, third),
+        QAdd(cell, Adder.for_codings(third, skip.squash.out, out), (f"{cell}.conv3", f"{cell}.skip")),
+    ]
+
+
+def check_formats(
+    formats: Mapping[str, Format] | Format, operations: tuple[str, ...] = OPERATIONS
+) -> dict[str, Format]:
     """One format for every operation; RedcaneError when one is unknown, missing, or at odds with another."""
-    of: dict[str, Format] = dict(formats) if isinstance(formats, Mapping) else dict.fromkeys(OPERATIONS, formats)
-    for key in sorted(set(of) ^ set(OPERATIONS)):
-        raise RedcaneError(f"formats: {key}: " + ("has no format" if key in OPERATIONS else "no such operation"))
+    of: dict[str, Format] = dict(formats) if isinstance(formats, Mapping) else dict.fromkeys(operations, formats)
+    for key in sorted(set(of) ^ set(operations)):
+        raise RedcaneError(f"formats: {key}: " + ("has no format" if key in operations else "no such operation"))
     for key, name in of.items():
         if name not in FORMATS:
             raise RedcaneError(f"formats: {key}: {name!r} should be {' or '.join(FORMATS)}")
-    if of["classcaps.weighted_sum"] != of["classcaps.agreement"]:
-        raise RedcaneError("formats: classcaps.weighted_sum and classcaps.agreement read the same votes: give them one")
+    for one, other, what in ONE_TENSOR:
+        if one in of and other in of and of[one] != of[other]:
+            raise RedcaneError(f"formats: {one} and {other} read {what}: give them one")
     return of
 
 

@@ -1,27 +1,41 @@
-"""The integers of a DeepCaps: the reference against docs/numerics.md in loops, the emulation against the reference."""
+"""The integers of a DeepCaps: reference against the page in loops, emulation against reference, quantisation."""
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from random_deepcaps import deepcaps
 from random_networks import image_codes
 
+from hw.compiler import Compiler
+from hw.parameters import MultiplierKind
 from model import reference
+from model.capture import capture
+from model.datasets import Dataset, load
+from model.deepcaps import DeepCaps, DeepCapsShape
 from model.emulation import Emulator
 from model.emulation.lookup import best_level
-from model.qnetwork import Adder, Coding, Product, QConvCaps, QConvCaps3D, QNetwork
+from model.emulation.terms import term_table
+from model.errors import RedcaneError
+from model.qfile import load as qfile_load
+from model.qfile import save
+from model.qnetwork import FORMATS, Adder, Coding, Format, Product, QAdd, QConvCaps, QConvCaps3D, QNetwork
+from model.quantize import DEEPCAPS_OPERATIONS, quantize
+from model.quantize import image_codes as quantize_images
+from model.training import TrainingRecipe, accuracy, initial, train
 
 ENGINES = ["torch", *([best_level()] if best_level() else [])]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @given(deepcaps(), st.integers(0, 2**32 - 1), st.booleans())
-@settings(max_examples=40, deadline=None, phases=[Phase.generate])
+@settings(max_examples=12, deadline=None, phases=[Phase.generate])
 def test_the_emulation_equals_the_reference(engine: str, network: QNetwork, seed: int, tiled: bool) -> None:
     images = image_codes(np.random.default_rng(seed), network, 3)
     trace = Emulator(network, memory=1 if tiled else 2**26, engine=engine).run(images)
@@ -118,3 +132,81 @@ def test_a_sum_is_that_of_the_values(a: Coding, b: Coding, out: Coding, seed: in
         wide = (qa - a.zero_point) * adder.multipliers[0] + (qb - b.zero_point) * adder.multipliers[1]
         wanted = ((wide + 2 ** (adder.shift - 1)) >> adder.shift) + out.zero_point
         assert got == min(max(wanted, out.lo), out.hi) and abs(wide) < 2**31
+
+
+SHAPE = DeepCapsShape(
+    image=(8, 8, 1), classes=10, conv_channels=8, types=3, dims=(4, 4, 8, 8), class_dim=8, iterations=2
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[DeepCaps, Dataset]:
+    digits = load("digits")
+    network = initial(SHAPE, 0)
+    recipe = TrainingRecipe(epochs=3, batch=48, learning_rate=0.005, shift=0, rotation=0, scale=0)
+    train(network, digits, recipe, tmp_path_factory.mktemp("deepcaps") / "checkpoint")
+    assert isinstance(network, DeepCaps)
+    return network, digits
+
+
+@pytest.mark.parametrize("number_format", FORMATS)
+def test_a_quantised_deepcaps_classifies_as_the_float_one(
+    trained: tuple[DeepCaps, Dataset], tmp_path: Path, number_format: Format
+) -> None:
+    network, digits = trained
+    quantized = quantize(network, torch.from_numpy(digits.train.images[:500]), number_format)
+    assert [key for key, _, _ in quantized.products()] == list(DEEPCAPS_OPERATIONS)
+    codes = quantize_images(quantized, digits.test.images)
+    trace = Emulator(quantized).run(codes[:100])
+    wanted = reference.run(quantized, codes[0])
+    assert all(np.array_equal(trace[name][0].numpy(), value) for name, value in wanted.items())
+    right = float((Emulator(quantized).classify(codes) == digits.test.labels).mean())
+    assert right > 0.8 and abs(right - accuracy(network, digits.test.images, digits.test.labels)) < 0.03
+    taps = {}
+
+    def keep(layer, operation, output, iteration, operands):  # type: ignore[no-untyped-def]
+        taps[f"{layer}.{operation}"] = output
+        return output
+
+    with torch.inference_mode():
+        network(torch.from_numpy(digits.test.images[:100]), keep)
+    for layer in quantized.layers:  # the sums stay close to the float ones all the way
+        if isinstance(layer, QAdd):
+            real, out = taps[f"{layer.name}.add"].numpy(), layer.adder.out
+            error = np.abs(out.decode(trace[layer.output].numpy()) - real)
+            assert error.mean() < 0.04 and error.max() < 0.6
+    save(quantized, tmp_path / "qmodel")
+    loaded = qfile_load(tmp_path / "qmodel")
+    np.testing.assert_array_equal(Emulator(loaded).classify(codes[:50]), trace["class"][:50].numpy())
+
+
+def test_operands_are_sampled_from_every_operation(trained: tuple[DeepCaps, Dataset]) -> None:
+    network, digits = trained
+    quantized = quantize(network, torch.from_numpy(digits.train.images[:100]))
+    codes = quantize_images(quantized, digits.train.images[:8])
+    sampled = capture(Emulator(quantized), codes, sums=256)
+    assert list(sampled) == list(DEEPCAPS_OPERATIONS)
+    for key, product, count in quantized.products():
+        assert sampled[key].pairs.shape[1] == count
+        exact = quantized.tables[product.component]
+        assert np.abs(sampled[key].error(exact, exact)).max() == 0
+    # The sums of the votes of the 3D layer are sums that the network really has.
+    trace = Emulator(quantized).run(codes)
+    skip = next(layer for layer in quantized.layers if isinstance(layer, QConvCaps3D))
+    product = skip.conv.mac
+    terms = term_table(product, quantized.tables[product.component]).reshape(-1)
+    found = product.requantizer(terms[sampled["cell4.skip.votes"].pairs].sum(axis=1).astype(np.int64))
+    assert set(found.tolist()) <= set(trace["cell4.skip.votes"].numpy().ravel().tolist())
+
+
+def test_formats_of_one_tensor_and_no_hardware(trained: tuple[DeepCaps, Dataset]) -> None:
+    network, digits = trained
+    images = torch.from_numpy(digits.train.images[:100])
+    formats: dict[str, Format] = dict.fromkeys(DEEPCAPS_OPERATIONS, "sign-magnitude")
+    mixed = quantize(network, images, formats | {"conv1.mac": "affine", "cell2.conv3.mac": "affine"})
+    assert {p.format for _, p, _ in mixed.products()} == {"sign-magnitude", "affine"}
+    for key in ("cell1.skip.mac", "cell4.skip.votes", "cell4.skip.agreement", "classcaps.votes"):
+        with pytest.raises(RedcaneError, match="give them one"):
+            quantize(network, images, formats | {key: "affine"})
+    with pytest.raises(RedcaneError, match=r"cell1\.conv1: .* of a DeepCaps there is no hardware yet"):
+        Compiler(mixed, (MultiplierKind("exact", "exact"),), 4, 4).program()

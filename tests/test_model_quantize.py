@@ -16,7 +16,8 @@ from model.capsules import lengths
 from model.emulation import Emulator
 from model.errors import RedcaneError
 from model.qnetwork import FORMATS, Coding, Format, Kind, QClassCaps
-from model.quantize import OPERATIONS, Range, calibrate, image_codes, quantize
+from model.quantize import OPERATIONS, image_codes, quantize
+from model.quantize_layers import Range, calibrate
 
 SHAPE = CapsNetShape(
     image=(7, 6, 2), conv_channels=5, conv_kernel=3, primary_types=3, primary_dim=4,
