@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from typing import Any
 
 from model.errors import RedcaneError
@@ -49,26 +51,40 @@ class _Processes:
 
     def __init__(self, subject: Subject, count: int) -> None:
         self.subject, self.count = subject, count
-        self._pool = self._start()
+        self._start()
 
-    def _start(self) -> ProcessPoolExecutor:
-        # spawn: torch's threads do not survive a fork
-        return ProcessPoolExecutor(
-            self.count, multiprocessing.get_context("spawn"), install, (self.subject, MEMORY // self.count)
-        )
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        theirs, self._leash = context.Pipe(duplex=False)
+        arguments = (self.subject, MEMORY // self.count, theirs)
+        self._pool = ProcessPoolExecutor(self.count, context, _begin, arguments)
 
     def submit(self, units: tuple[Unit, ...]) -> Future[list[bytes]]:
         """See model.points.Workers."""
         try:
             return self._pool.submit(measure, self.subject.name, units)
         except BrokenExecutor:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = self._start()
+            self.close()
+            self._start()
             return self._pool.submit(measure, self.subject.name, units)
 
     def close(self) -> None:
-        """Drop what has not begun, wait for the rest."""
+        """End the processes."""
+        self._leash.close()
         self._pool.shutdown(cancel_futures=True)
+
+
+def _begin(subject: Subject, memory: int, leash: Connection) -> None:
+    """The start of a worker process. It ends with ours, even a killed one, and when the pool is closed: what Python
+    has for that leaves processes behind, or waits for ever, when one of them was killed.
+    """
+
+    def follow() -> None:
+        leash.poll(None)  # until the other end is closed
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    install(subject, memory)
 
 
 @contextmanager
