@@ -67,7 +67,7 @@ def _samples() -> dict[str, Plan]:
         planes = rng.integers(0, 256, (256, count, entries)).astype(np.uint8)
         values = rng.integers(0, max(256**count, 1), (256, 256)).astype(np.int32)
         factors = rng.integers(-99, 99, (rank, 256)).astype(np.int16)
-        return Plan(values, np.zeros(256, np.int32), np.zeros(256, np.int32), planes, planes, folded, factors, factors)
+        return Plan(values, np.zeros(256, np.int32), np.zeros(256, np.int32), planes, folded, factors, factors)
 
     lookups = ((1, True), (2, True), (3, True), (1, False), (2, False))
     return {"factor": sample(0, False, 1)} | {_planes(*of): sample(*of, 0) for of in lookups}

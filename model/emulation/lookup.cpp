@@ -1,10 +1,11 @@
 // Exact sums of a product's terms, modulo 2^32:
 // out[m, n] = init[n] + sum over k of (value[a[m, k]][b[k, n]] + row[a[m, k]] + the sum over r of u[r][a] * w[r][k, n])
 //
-// One activation byte a picks a row of the table, which then lies in registers, split into byte planes; a vector of
-// weight bytes b picks from it, one output channel in each lane. The bytes are summed in 16 bits over at most `BLOCK`
-// terms, then in 32. A "folded" table has 128 entries: bit 7 of b complements what bits 6-0 pick (a negated term is its
-// complement plus a constant, and the constants are sums over weights alone: the caller's `init`).
+// With AVX-512 (table_avx512.h) an activation's byte a picks a row of the table, which then lies in registers, split
+// into byte planes; a vector of weights' bytes b picks from it, one output channel in each lane. The bytes are summed in
+// 16 bits over at most `BLOCK` terms, then in 32. A "folded" table has 128 entries: bit 7 of b complements what bits 6-0
+// pick (a negated term is its complement plus a constant, and the constants are sums over weights alone: the caller's
+// `init`). With AVX2 (table_avx2.h) one look-up serves eight activations.
 
 #include <atomic>
 #include <system_error>
@@ -19,7 +20,6 @@
 namespace {
 
 constexpr int64_t BLOCK = 128;  // 128 * 255 < 2^15: sums of bytes stay signed 16-bit numbers
-constexpr int64_t LANES = 256;
 constexpr int64_t ROWS = 64;
 
 using Micro = void (*)(const Plan &, const uint8_t *a, int64_t terms, const uint8_t *b, int64_t b_term,
@@ -38,7 +38,6 @@ template <int PLANES, bool FOLDED>
 Micro at(int32_t level) {
 #ifdef X86
     if (level >= 2) return micro512<PLANES, FOLDED, PLANES == 3 ? 3 : 4>;
-    if (level == 1) return micro256<PLANES, FOLDED>;
 #endif
     return micro_portable;
 }
@@ -71,13 +70,23 @@ struct Tile {
     int32_t *sums;  // [m1 - m0][width]
 };
 
-void look_up(const Tile &t, Micro micro) {
+void look_up(const Tile &t, Micro micro, int32_t level) {
     const int64_t blocks = (t.job.terms + BLOCK - 1) / BLOCK;
-    uint8_t a[BLOCK];
+    uint8_t a[8 * BLOCK];
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t k0 = t.job.terms * block / blocks, k1 = t.job.terms * (block + 1) / blocks;
         const uint8_t *b = t.job.b + t.group * t.job.b_group + k0 * t.job.b_term + t.n0;
-        for (int64_t m = t.m0; m < t.m1; m++) {
+        int64_t m = t.m0;
+#ifdef X86
+        for (; level == 1 && t.m1 - m > 2; m = std::min(t.m1, m + PACKED)) {  // fewer are faster one by one
+            const int64_t rows = std::min(PACKED, t.m1 - m);
+            for (int64_t i = 0; i < PACKED; i++)
+                gather_row(t.job, t.group, std::min(t.m1 - 1, m + i), k0, k1, a + i * BLOCK);
+            packed256(t.plan, a, BLOCK, rows, k1 - k0, b, t.job.b_term, t.n1 - t.n0, t.sums + (m - t.m0) * t.width,
+                      t.width);
+        }
+#endif
+        for (; m < t.m1; m++) {
             gather_row(t.job, t.group, m, k0, k1, a);
             micro(t.plan, a, k1 - k0, b, t.job.b_term, t.n1 - t.n0, t.sums + (m - t.m0) * t.width);
         }
@@ -105,9 +114,9 @@ void multiply(const Tile &t, Products products) {
     }
 }
 
-void compute(const Tile &t, Micro micro, Products products) {
+void compute(const Tile &t, Micro micro, Products products, int32_t level) {
     std::memset(t.sums, 0, sizeof(int32_t) * size_t((t.m1 - t.m0) * t.width));
-    if (micro) look_up(t, micro);
+    if (micro) look_up(t, micro, level);
     if (t.plan.rank) multiply(t, products);
     const int32_t *init = t.job.init + t.group * t.job.init_group;
     std::vector<uint8_t> a(size_t(t.plan.row ? t.job.terms : 0));
@@ -171,7 +180,8 @@ void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threa
                      const int64_t m0 = i % down * height, n0 = i / down % across * LANES;
                      const int64_t m1 = std::min(job->rows, m0 + height), n1 = std::min(job->lanes, n0 + LANES);
                      const int64_t width = (n1 - n0 + VECTOR - 1) / VECTOR * VECTOR;
-                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, micro, products);
+                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, micro, products,
+                             level);
                  }
              });
 }

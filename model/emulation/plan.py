@@ -38,7 +38,6 @@ class Plan:
     row: NDArray[np.int32]  # (256,)
     column: NDArray[np.int32]  # (256,), of the byte that the plan wants of b
     planes: NDArray[np.uint8]  # (256, planes, entries)
-    deltas: NDArray[np.uint8]  # the same, every 16 entries xor the 16 before them (within 128)
     folded: bool
     u: NDArray[np.int16]  # (R, 256), of the byte of a
     v: NDArray[np.int16]  # (R, 256), of the byte of b in two's complement
@@ -98,13 +97,10 @@ def _plan(product: Product, rest: NDArray[np.int64], factors: Factors | None, mo
     if factors is not None:
         row, column = row + factors.row, column + factors.column[_two_s_complement(folded)]
     planes = np.stack([(values[:, :entries] >> 8 * i) & 255 for i in range(3)], axis=1).astype(np.uint8)[:, :count]
-    parts = planes.reshape(256, count, entries // 128, 8, 16)
-    deltas = parts.copy()
-    deltas[..., 1:, :] ^= parts[..., :-1, :]
     none = np.zeros((0, 256), np.int64)
     return Plan(
         values.astype(np.int32), row.astype(np.int32), column.astype(np.int32),
-        np.ascontiguousarray(planes), deltas.reshape(planes.shape), folded,
+        np.ascontiguousarray(planes), folded,
         (none if factors is None else factors.u).astype(np.int16),
         (none if factors is None else factors.v).astype(np.int16),
     )  # fmt: skip
