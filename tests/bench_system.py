@@ -100,6 +100,7 @@ async def steps(dut: Any) -> None:
                 size = await driver.finish()
             except RedcaneError as error:
                 answer = {"error": str(error)}
+                await ClockCycles(dut.clk, 500)  # in which nothing more happens
                 size = await driver.read("RESULTS_WRITTEN")
                 await driver.reset()
         assert dut.irq.value == 0

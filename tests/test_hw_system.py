@@ -23,7 +23,7 @@ from tests.core_standin import CoreStandin
 
 SEED = 5
 MEMORY = 1 << 17
-COMMANDS, WEIGHTS, RESULTS = 0x1C0, 0x8000, 0x18F80  # commands and results begin between two bursts
+COMMANDS, WEIGHTS, RESULTS = 0x1D0, 0x8000, 0x18F90  # commands and results begin within a burst, and cross 4 KiB
 
 
 def packet(target: Target, address: int, payload: list[int]) -> list[int]:
@@ -56,6 +56,19 @@ class Traffic:
             "commands_address": COMMANDS, "commands_beats": len(self.beats), "weights_base": WEIGHTS,
             "results_address": RESULTS, "results_size": self.size,
         } | changes  # fmt: skip
+
+    def answered(self, words: int) -> int:
+        """Bytes of the results when no more than the first `words` of the commands arrive."""
+        position = answers = 0
+        while position + 2 <= words:
+            size = self.beats[position] & 0xFFFFFFF
+            here = min(size, words - position - 2)
+            if self.beats[position] >> 28 == Target.ACTIVATIONS:
+                answers += 1 + here
+            elif self.beats[position] >> 28 == Target.EXP_TABLE and here == size:
+                answers += 4
+            position += 2 + size
+        return 4 * answers
 
     @property
     def size(self) -> int:
@@ -115,7 +128,7 @@ def test_errors_are_told_and_reset_helps(tmp_path: Path) -> None:
     traffic = bench.traffic
     good = {"run": traffic.run()}
     faults: list[tuple[dict[str, Any], str]] = [
-        ({"run": traffic.run(), "fault": [COMMANDS + 0x100, COMMANDS + 0x108]}, f"{Cause.COMMANDS_READ.name} at 0x2c0"),
+        ({"run": traffic.run(), "fault": [COMMANDS + 0x10, COMMANDS + 0x18]}, f"{Cause.COMMANDS_READ.name} at 0x1d0"),
         ({"run": traffic.run(), "fault": [WEIGHTS, RESULTS]}, Cause.WEIGHTS_READ.name),
         ({"run": traffic.run(), "fault": [RESULTS + 0x80, RESULTS + 0x88]}, f"{Cause.RESULTS_WRITE.name} at 0x19000"),
         ({"run": traffic.run(results_size=traffic.size - 4)}, Cause.RESULTS_OVERFLOW.name),
@@ -131,6 +144,7 @@ def test_errors_are_told_and_reset_helps(tmp_path: Path) -> None:
     for (_, message), step, result in zip(faults, told[1::2], results[1::2], strict=False):
         assert message in step["error"]
         assert len(result) <= traffic.size - 4
+    assert len(results[1]) == traffic.answered(0x10 // 4)  # nothing from the fault on has reached the core
 
 
 def test_registers_are_what_their_page_says(tmp_path: Path) -> None:
