@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
@@ -83,6 +84,7 @@ def _begin(subject: Subject, memory: int, leash: Connection) -> None:
         leash.poll(None)  # until the other end is closed
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is ours to answer
     threading.Thread(target=follow, daemon=True).start()
     install(subject, memory)
 
@@ -104,7 +106,12 @@ def _cluster(subject: Subject, address: str) -> Iterator[Workers]:
         raise RedcaneError(f"--scheduler: no Dask scheduler answers at {address} ({error})") from None
     with client:
         name = f"redcane-{subject.name[:16]}"
-        client.register_plugin(Install(), name=name)
+        try:
+            client.register_plugin(Install(), name=name)
+        except Exception as error:  # whatever a worker has to say
+            raise RedcaneError(
+                f"--scheduler: the workers of {address} cannot take part ({error}); install the same redcane there"
+            ) from None
         try:
             yield _Dask(client, subject)
         finally:

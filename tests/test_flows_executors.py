@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_flows_main import TINY
 
 from flows.executors import workers
+from flows.main import main
 from model.capsnet import CapsNetShape
 from model.datasets import Split
 from model.errors import RedcaneError
@@ -168,6 +170,20 @@ def test_a_cluster_one_of_whose_workers_is_killed(serial: tuple[Resilience, Stor
         victim = next(iter(client.run(os.getpid).values()))
         result = analyze(*case(), SETTINGS, store, After(measuring, 30, lambda: os.kill(victim, signal.SIGKILL)))
         assert result == serial[0] and list(store.rows()) == list(serial[1].rows())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--workers", "0"), "--workers: 0 should be"), (("--scheduler", "nonsense://"), "no Dask scheduler answers")],
+)
+def test_the_command_says_what_is_wrong(
+    options: tuple[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("distributed", reason="needs the extra `cluster`")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY)
+    assert main(["analyze", str(config), "--runs", str(tmp_path), *options]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_no_cluster_there(monkeypatch: pytest.MonkeyPatch) -> None:
