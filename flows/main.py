@@ -108,6 +108,7 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         "--data", type=Path, metavar="DIR", help="folder that holds the data sets, in place of the configured one"
     )
     command.add_argument("--liberty", type=Path, metavar="FILE", help="Liberty file to give areas")
+    command.add_argument("--fpga", choices=("ecp5", "xilinx"), help="FPGA family to map to as well")
     command.add_argument(
         "--finetune", type=int, metavar="EPOCHS", help="epochs of fine-tuning, in place of the configured number"
     )
@@ -128,6 +129,7 @@ def _run(chosen: argparse.Namespace) -> Run:
         "assign.library": chosen.library,
         "data_dir": str(chosen.data) if chosen.data else None,
         "synthesize.liberty": str(chosen.liberty) if chosen.liberty else None,
+        "synthesize.fpga": chosen.fpga,
         "simulate.images": chosen.images,
         "finetune.epochs": chosen.finetune,
     }

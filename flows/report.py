@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from flows.fpga import in_words
 from flows.run import Run
 from flows.stage import Json
 from flows.summary import NETWORKS, Facts
@@ -46,6 +47,7 @@ def report(run: Run, about: Json) -> str:
         final=facts.accuracy.get("finetuned", facts.accuracy["assigned"]),
         plots=[_image(run.folder / f"resilience-{name}.svg") for name in ("groups", "layers")],
         parts=parts(facts.synthesis),
+        fpga=in_words(facts.synthesis["fpga"]) if facts.synthesis["fpga"] else None,
         artefacts={name: digest(run.folder / name) for name in about["made_from"]["inputs"]},
         about=about,
     )

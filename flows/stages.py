@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
 from flows.executors import workers
+from flows.fpga import estimate
 from flows.report import report
 from flows.run import Run
 from flows.stage import PARTIAL, Failed, Json, Pipeline, Stage
@@ -25,6 +26,7 @@ from model.datasets import Split
 from model.emulation import Emulator
 from model.files import digest, write_atomic
 from model.finetune import finetune, with_weights
+from model.nextpnr import nextpnr_version
 from model.operations import operations
 from model.qfile import save
 from model.qnetwork import Format, QNetwork, takes_signed
@@ -214,13 +216,17 @@ def _check_verification(run: Run) -> None:
 
 
 def _synthesize(run: Run, scratch: Path, about: Json) -> None:
-    result = synthesize(run.folder / "rtl", find_liberty(run.config.synthesize.liberty))
-    write_json(scratch / "synthesis.json", result, about)
+    settings = run.config.synthesize
+    result = synthesize(run.folder / "rtl", find_liberty(settings.liberty))
+    fpga = estimate(run.folder / "rtl", settings.fpga) if settings.fpga else None
+    write_json(scratch / "synthesis.json", {**result, "fpga": fpga}, about)
 
 
-def _liberty_hash(run: Run) -> Json:
-    liberty = find_liberty(run.config.synthesize.liberty)
-    return {"liberty": digest(liberty) if liberty else None}
+def _cells(run: Run) -> Json:
+    settings = run.config.synthesize
+    liberty = find_liberty(settings.liberty)
+    placed = nextpnr_version() if settings.fpga == "ecp5" else None
+    return {"liberty": digest(liberty) if liberty else None, "fpga": settings.fpga, "nextpnr": placed}
 
 
 def _report(run: Run, scratch: Path, about: Json) -> None:
@@ -311,7 +317,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("rtl",),
         outputs=("synthesis.json",),
         make=_synthesize,
-        settings=_liberty_hash,
+        settings=_cells,
         require=lambda run: need_yosys(),
     ),
     Stage(

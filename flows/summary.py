@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from flows.fpga import in_words
 from flows.run import Run
 from flows.tables import table
 from model.qnetwork import Format, QNetwork, takes_signed
@@ -53,7 +54,7 @@ class Facts:
         self.verify = run.read(
             "verify.json", "images", "values_compared", "mismatches", "cycles_per_image", "pe_utilisation", "array"
         )
-        self.synthesis = run.read("synthesis.json", "top", "modules", "liberty")
+        self.synthesis = run.read("synthesis.json", "top", "modules", "liberty", "fpga")
 
     @cached_property
     def network(self) -> QNetwork:
@@ -184,6 +185,7 @@ def summary(run: Run) -> str:
         f"speed         {cycles:,.0f} cycles an image, {100 * checked['pe_utilisation']:.0f} % of the "
         f"{rows} x {columns} PEs' cycles used",
         f"size          {size}, and {top['memory_bits']:,} bits of memory",
+        *([f"FPGA          {in_words(facts.synthesis['fpga'])}"] if facts.synthesis["fpga"] else []),
         f"report        {run.folder / 'report.html'}",
     ]
     return "\n".join(lines)

@@ -91,7 +91,7 @@ def synthesize(rtl: Path, liberty: Path | None = None, top: str = TOP) -> dict[s
     """
     with tempfile.TemporaryDirectory(prefix="redcane-synthesis-") as name:
         folder = Path(name)
-        script = _FLOW.format(files=" ".join(_copy_verilog(rtl, folder)), top=top)
+        script = _FLOW.format(files=" ".join(copy_verilog(rtl, folder)), top=top)
         if liberty is not None:
             (folder / "cells.lib").write_bytes(read_bounded(liberty, _MOST_LIBERTY_BYTES))
             script += _LIBERTY_FLOW
@@ -116,7 +116,7 @@ def synthesize(rtl: Path, liberty: Path | None = None, top: str = TOP) -> dict[s
     }
 
 
-def _copy_verilog(rtl: Path, folder: Path) -> list[str]:
+def copy_verilog(rtl: Path, folder: Path) -> list[str]:
     """Yosys sees one folder only; its names go into a script, so odd ones are refused."""
     files = sorted(rtl.glob("*.v"))
     if not files:

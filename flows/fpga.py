@@ -1,0 +1,109 @@
+"""What the generated hardware takes of an FPGA: Yosys' mapping to the cells of a family, and for ECP5, where nextpnr is
+installed, the clock that it reaches placed and routed.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flows.synthesize import TOP, copy_verilog
+from model.errors import RedcaneError
+from model.files import read_bounded
+from model.nextpnr import nextpnr_version, place_and_route
+from model.yosys import run_yosys
+
+FamilyName = Literal["ecp5", "xilinx"]
+
+_SECONDS = 3600
+_MOST_REPORT_BYTES = 64 << 20
+_ECP5_DEVICE = ["--85k", "--package", "CABGA756", "--speed", "6"]
+_STATISTICS = "tee -q -o statistics.json stat -json"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an FPGA family is mapped to, and how much of what its cells are."""
+
+    title: str
+    script: str
+    luts: Mapping[str, int]
+    flip_flops: tuple[str, ...]
+    dsps: tuple[str, ...]
+    block_rams: Mapping[str, int]  # in blocks of 18 Kbit
+
+
+FAMILIES: dict[FamilyName, Family] = {
+    "ecp5": Family(
+        "Lattice ECP5",
+        f"synth_ecp5 -top {{top}} -json design.json\n{_STATISTICS}",
+        {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4},  # a carry is two LUTs; a slice of RAM takes two pairs of them
+        ("TRELLIS_FF",),
+        ("MULT18X18D",),
+        {"DP16KD": 1},
+    ),
+    "xilinx": Family(
+        "Xilinx 7 series",
+        f"synth_xilinx -family xc7 -flatten -top {{top}}\n{_STATISTICS}",
+        {**{f"LUT{k}": 1 for k in range(1, 7)}, "INV": 1, "RAM32M": 4, "RAM64M": 4, "SRL16E": 1, "SRLC32E": 1,
+         "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1D": 4, "RAM256X1S": 4},
+        ("FDRE", "FDSE", "FDCE", "FDPE"),
+        ("DSP48E1",),
+        {"RAMB18E1": 1, "RAMB36E1": 2},
+    ),
+}  # fmt: skip
+
+
+def estimate(rtl: Path, family: FamilyName, top: str = TOP) -> dict[str, Any]:
+    """The Verilog in the folder `rtl` mapped to an FPGA family; the section `fpga` of synthesis.json.
+
+    {"family", "luts" (those of carries and small memories included), "flip_flops", "dsps", "block_rams" (of 18 Kbit),
+     "cells": {type: count}, "placed": null or {"device", "fmax_mhz", "nextpnr": version}}.
+
+    Raises RedcaneError for a folder without Verilog, Verilog that Yosys refuses, a design that does not fit.
+    """
+    chosen = FAMILIES[family]
+    with tempfile.TemporaryDirectory(prefix="redcane-fpga-") as name:
+        folder = Path(name)
+        files = " ".join(copy_verilog(rtl, folder))
+        run_yosys(
+            f"read_verilog {files}\nhierarchy -check -top {top}\n{chosen.script.format(top=top)}", folder, _SECONDS
+        )
+        statistics = json.loads(read_bounded(folder / "statistics.json", _MOST_REPORT_BYTES))
+        counted: dict[str, int] = statistics["design"]["num_cells_by_type"]
+        cells = {kind: count for kind, count in sorted(counted.items()) if not kind.startswith("$")}
+        return {
+            "family": chosen.title,
+            "luts": sum(cells.get(kind, 0) * size for kind, size in chosen.luts.items()),
+            "flip_flops": sum(cells.get(kind, 0) for kind in chosen.flip_flops),
+            "dsps": sum(cells.get(kind, 0) for kind in chosen.dsps),
+            "block_rams": sum(cells.get(kind, 0) * size for kind, size in chosen.block_rams.items()),
+            "cells": cells,
+            "placed": _place(folder) if family == "ecp5" and nextpnr_version() else None,
+        }
+
+
+def _place(folder: Path) -> dict[str, Any]:
+    """Place and route design.json on the largest ECP5; pins are free, as the accelerator is a part of a system."""
+    arguments = [*_ECP5_DEVICE, "--json", "design.json", "--report", "report.json", "--seed", "1", "--freq", "100",
+                 "--lpf-allow-unconstrained", "--timing-allow-fail", "--quiet"]  # fmt: skip
+    place_and_route(folder, arguments, _SECONDS)
+    report = json.loads(read_bounded(folder / "report.json", _MOST_REPORT_BYTES))
+    if not report.get("fmax"):
+        raise RedcaneError("nextpnr found no clock in the design: synthesise a design with registers")
+    fmax = min(clock["achieved"] for clock in report["fmax"].values())
+    return {"device": "LFE5U-85F-6", "fmax_mhz": round(fmax, 1), "nextpnr": nextpnr_version()}
+
+
+def in_words(fpga: Mapping[str, Any]) -> str:
+    """An estimate in one line."""
+    text = (
+        f"{fpga['family']}: {fpga['luts']:,} LUTs, {fpga['flip_flops']:,} flip-flops, {fpga['dsps']} DSPs, "
+        f"{fpga['block_rams']} block RAMs"
+    )
+    placed = fpga["placed"]
+    return text + (f", {placed['fmax_mhz']} MHz placed on {placed['device']}" if placed else "")

