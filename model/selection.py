@@ -138,8 +138,8 @@ def select(
     for key in keys:
         if key in captures and not (key in multiplications and math.isfinite(tolerated.get(key, math.nan))):
             raise RedcaneError(f"selection: {key}: no tolerated noise or no multiplications: analyse again")
-    progress(f"measuring {len(components)} components in {len(keys)} operations")
     uniform = {name: error_figures(table) for tables in suited.values() for name, table in tables.items()}
+    progress(f"measuring {len(uniform)} components in {len(keys)} operations")
     figures = {key: noise_figures(captures.get(key), suited[signed[key]], uniform) for key in keys}
     search = _Search(network, components, costs, dict(multiplications), figures, tolerated, exact, max_kinds)
 

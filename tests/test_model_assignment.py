@@ -17,6 +17,7 @@ from model.errors import RedcaneError
 from model.multipliers.component import Cost, Multiplier
 from model.multipliers.gates import Ports
 from model.multipliers.library import Library
+from model.multipliers.product_table import exact_table
 from model.quantize import OPERATIONS
 
 
@@ -24,7 +25,8 @@ def component(name: str, table: np.ndarray) -> Multiplier:
     return Multiplier(name, name, "", Ports("A", "B", "O"), table, Cost(1), "", "test")
 
 
-LIBRARY = Library("test", {name: component(name, table) for name, table in (TABLES | {"123": EXACT}).items()})
+MORE = {"123": EXACT, "signed": exact_table(True)}
+LIBRARY = Library("test", {name: component(name, table) for name, table in (TABLES | MORE).items()})
 SELECTION = run(lambda assigned: 0.98, tolerated=0.01)
 
 
@@ -92,6 +94,10 @@ def edit(*keys: str, value: Any) -> Callable[[Any], None]:
         (edit("operations", "conv1.mac", "multiplier", value=None), "multiplier: no component nothing"),
         (edit("operations", "conv1.mac", "format", value="signmagnitude"), "signmagnitude instead of sign-m"),
         (edit("operations", "conv1.mac", "format", value=["affine"]), "format: a list"),
+        (edit("operations", "conv1.mac", "multiplier", value="signed"),
+         "conv1.mac.multiplier: signed multiplies signed operands, and affine has unsigned ones; .* these are exact, "),
+        (edit("operations", "conv1.mac", "format", value="twos-complement"),
+         "exact multiplies unsigned operands, and twos-complement has signed ones; .* these are signed"),
         (edit("operations", "classcaps.agreement", "format", value="affine"), "same votes"),
         (edit("circuits", "exact", value="0" * 64), "circuits.exact: .*another circuit"),
         (edit("circuits", value=3), "circuits: 3"),

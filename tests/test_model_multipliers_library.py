@@ -174,12 +174,23 @@ def test_one_name_for_two_circuits_is_refused(release: Path, home: Path) -> None
     assert len(import_folder(release).components) == 3
 
 
-def test_helper_modules_of_one_name_are_refused(tmp_path: Path) -> None:
-    helper = "\nmodule half(input a, input b, output s); assign s = a ^ b; endmodule\n"
-    for name in ("one", "two"):
-        text = circuit(name, "A * B").replace("endmodule", "wire s; half h(A[0], B[0], s);\nendmodule") + helper
-        (tmp_path / f"{name}.v").write_text(text)
-    with pytest.raises(RedcaneError, match=r"one\.v and two\.v define a module `half`"):
+def test_helper_modules_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    helper = "\nmodule half(input a, input b, output s); assign s = a {0} b; endmodule // half\n"
+    for name, gate in (("one", "^"), ("two", "&")):
+        text = circuit(name, "{A[7:1] * B, s}").replace("endmodule", "wire s; half h(A[0], B[0], s);\nendmodule")
+        (tmp_path / f"{name}.v").write_text(text + helper.format(gate))
+    library = import_folder(tmp_path, "mine", signed=False)
+    for name, bit in (("one", 1), ("two", 0)):
+        component = library.get(name)
+        assert f"module {name}_half(" in component.verilog and component.table[0, 1] == bit
+        assert "module half" not in component.verilog
+
+
+def test_helper_modules_named_as_another_circuit_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.v").write_text(circuit("one", "A * B"))
+    escaped = "module two(input [7:0] A, input [7:0] B, output [15:0] O); \\one h(A, B, O); endmodule\n"
+    (tmp_path / "two.v").write_text(escaped + circuit("one", "A * B"))
+    with pytest.raises(RedcaneError, match=r"two\.v"):
         import_folder(tmp_path, "mine", signed=False)
 
 

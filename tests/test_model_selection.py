@@ -15,7 +15,8 @@ from model.capture import Capture, capture
 from model.emulation import Emulator
 from model.errors import RedcaneError
 from model.multipliers.error_figures import error_figures
-from model.qnetwork import Product, Requantizer
+from model.multipliers.product_table import exact_table
+from model.qnetwork import Format, Product, Requantizer
 from model.quantize import OPERATIONS, image_codes, quantize
 from model.selection import Selection, Step, cheapest_kinds, fits, noise_figures, select
 
@@ -88,6 +89,29 @@ def test_cheapest_kinds_is_quick_for_a_large_library() -> None:
         for op, limit in enumerate(rng.random(20))
     }
     assert 1 <= len(cheapest_kinds(options, 4)) <= 4
+
+
+def test_operations_take_components_of_their_format() -> None:
+    formats: dict[str, Format] = dict.fromkeys(OPERATIONS, "sign-magnitude") | {"primary.mac": "twos-complement"}
+    mixed = quantize(network(), images(), formats)
+    captures = capture(Emulator(mixed), image_codes(mixed, images()), sums=300)
+    signed = {"signed": exact_table(True), "signed trunc": exact_table(True) >> 9 << 9}
+    tables, costs = TABLES | signed, COSTS | {"signed": 110.0, "signed trunc": 1.0}
+
+    def choose(tolerated: float, kinds: int, tables: dict[str, np.ndarray]) -> Selection:
+        limits = dict.fromkeys(OPERATIONS, tolerated)
+        return select(mixed, captures, tables, costs, MULTIPLICATIONS, limits, lambda _: 0.98, 0.98, 0.5, kinds)
+
+    for tolerated, component in ((1.0, "signed trunc"), (1e-9, "signed")):
+        found = choose(tolerated, 2, tables)
+        assert found.assignment["primary.mac"] == component and len(set(found.assignment.values())) == 2
+        assert [found.figures[key].keys() for key in ("primary.mac", "conv1.mac")] == [signed.keys(), TABLES.keys()]
+        assert found.history[0].assignment == dict.fromkeys(OPERATIONS, "exact") | {"primary.mac": "signed"}
+        mixed.with_components(found.assignment, tables)
+    with pytest.raises(RedcaneError, match="two kinds of multipliers"):
+        choose(1.0, 1, tables)
+    with pytest.raises(RedcaneError, match="no exact multiplier of signed operands"):
+        choose(1.0, 2, TABLES)
 
 
 def test_what_the_budget_allows_is_the_cheapest_admissible() -> None:

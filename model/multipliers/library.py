@@ -10,7 +10,7 @@ import difflib
 import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -185,9 +185,11 @@ def circuits_in(path: Path, signed: bool | None = None) -> list[Circuit]:
 def write_library(folder: Path, name: str, circuits: Sequence[Circuit], provenance: dict[str, str]) -> None:
     """Write circuits into a folder as a library, each under its module's name; `provenance` is by their labels.
 
-    Raises RedcaneError where circuits cannot be extracted, their modules' names collide, or it is not known, or said in
+    Helper modules that several circuits define, as EvoApproxLib's adder cells, are renamed after their circuit. Raises
+    RedcaneError where circuits cannot be extracted, their modules' names collide, or it is not known, or said in
     two ways, whether their operands are signed.
     """
+    circuits = _with_own_helpers(circuits)
     extracted = extract_many(circuits)
     _check_names(circuits, extracted)
     entries = []
@@ -339,6 +341,24 @@ def _without_copies(path: Path, circuits: Iterable[Circuit]) -> list[Circuit]:
                 raise RedcaneError(f"{path}: {name} is not the same circuit in {same[0].label} and {other.label}: "
                                    "rename one")
     return [same[0] for same in by_name.values()]
+
+
+def _with_own_helpers(circuits: Sequence[Circuit]) -> list[Circuit]:
+    """The circuits, helper modules renamed whose names several of them use: they end up side by side in an accelerator.
+    """
+    extracted = extract_many(circuits)
+    uses = Counter(name for found in extracted for name in (found.module, *found.helpers))
+    renamed = []
+    for circuit, found in zip(circuits, extracted, strict=True):
+        shared = [re.escape(helper) for helper in found.helpers if uses[helper] > 1]
+        pattern = re.compile(rf"(?<![\w$\\])({'|'.join(shared)})(?![\w$])")
+        text = pattern.sub(rf"{found.module}_\1", circuit.verilog) if shared else circuit.verilog
+        renamed.append(circuit._replace(verilog=text))
+    for before, after, circuit in zip(extracted, extract_many(renamed), circuits, strict=True):
+        if after.module != before.module or not np.array_equal(after.table, before.table):
+            raise RedcaneError(f"{circuit.label}: other files define modules of the same names "
+                               f"({', '.join(before.helpers[:3])}): rename them")
+    return renamed
 
 
 def _check_names(circuits: Sequence[Circuit], extracted: Sequence[Extracted]) -> None:
