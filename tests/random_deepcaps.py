@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
-from random_networks import EXACT, SIGNED, UNSIGNED, codes, requantizer, wild_table
+from random_networks import EXACT, SIGNED, codes, requantizer, wild_table
 
 from model import reference
+from model.multipliers.product_table import exact_table
 from model.qnetwork import (
+    FORMATS,
     Adder,
     Coding,
+    Format,
     Product,
     QAdd,
     QClassCaps,
@@ -22,6 +25,8 @@ from model.qnetwork import (
     QNetwork,
     Squash,
     exp_table,
+    takes_signed,
+    unit_interval,
 )
 
 
@@ -30,25 +35,27 @@ class _Maker:
 
     def __init__(self, draw: st.DrawFn) -> None:
         self.draw, self.rng = draw, np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-        self.tables = {name: wild_table(self.rng) for name in ("wild", "wilder")} | {"exact": EXACT}
+        unsigned = {name: wild_table(self.rng) for name in ("wild", "wilder")} | {"exact": EXACT}
+        signed = {f"signed_{name}": table.view(np.int16) for name, table in unsigned.items()}
+        self.by_sign = {False: unsigned, True: signed | {"signed_exact": exact_table(True)}}
+        self.tables = unsigned | self.by_sign[True]
         self.trace: reference.Trace = {}
 
-    def format(self) -> str:
-        return self.draw(st.sampled_from(("sign-magnitude", "affine")))
+    def format(self) -> Format:
+        return self.draw(st.sampled_from(FORMATS))
 
-    def operand(self, number_format: str, scale: float = 1 / 127) -> Coding:
+    def operand(self, number_format: Format, scale: float = 1 / 127) -> Coding:
         """The coding of a tensor with negative values that a multiplier reads in this format."""
         zero = int(self.rng.choice([0, 255, *self.rng.integers(0, 256, 4)]))
         return Coding("affine", scale, zero) if number_format == "affine" else Coding("signed", scale)
 
-    def product(self, number_format: str, a: Coding, b: Coding, out: Coding, terms: float) -> Product:
-        unit = requantizer(self.rng, out, 2**15 * np.sqrt(terms))
-        component, align = self.draw(st.sampled_from(sorted(self.tables))), self.draw(st.integers(0, 1))
-        return Product(number_format, a, b, out, unit, component, align)  # type: ignore[arg-type]  # drawn
+    def product(self, number_format: Format, a: Coding, b: Coding, out: Coding, terms: float) -> Product:
+        unit, signed = requantizer(self.rng, out, 2**15 * np.sqrt(terms)), takes_signed(number_format)
+        component, align = self.draw(st.sampled_from(sorted(self.by_sign[signed]))), self.draw(st.integers(0, 1))
+        return Product(number_format, a, b, out, unit, component, 0 if signed else align)
 
-    def conv(
-        self, x: np.ndarray, number_format: str, a: Coding, out: Coding, cout: int, stride: int = 1, relu: bool = False
-    ) -> QConv:
+    def conv(self, x: np.ndarray, number_format: Format, a: Coding, out: Coding, cout: int, stride: int = 1,
+             relu: bool = False) -> QConv:  # fmt: skip
         """A 3 x 3 convolution with padding of codes x (H, W, C)."""
         b = self.operand(number_format)
         cin = x.shape[2]
@@ -69,10 +76,11 @@ def deepcaps(draw: st.DrawFn) -> QNetwork:
     make = _Maker(draw)
     size = st.integers(1, 3)
     image = (draw(st.integers(2, 5)), draw(st.integers(2, 5)), draw(size))
-    x = codes(make.rng, UNSIGNED, image)
     form = make.format()
-    layers: list = [QConvLayer("conv1", make.conv(x, form, UNSIGNED, UNSIGNED, draw(size), relu=True))]
-    x, coding = reference_of(layers[-1], make, x), UNSIGNED
+    positive = unit_interval(form)  # of the image and of conv1's output
+    x = codes(make.rng, positive, image)
+    layers: list = [QConvLayer("conv1", make.conv(x, form, positive, positive, draw(size), relu=True))]
+    x, coding = reference_of(layers[-1], make, x), positive
     votes_format = make.format()
     shared = make.operand(votes_format, 2.0 ** make.rng.uniform(-8, -6))  # of both sums: the class capsules read them
     dim = draw(size)
@@ -103,7 +111,7 @@ def deepcaps(draw: st.DrawFn) -> QNetwork:
                     make.conv(u[:, :, 0], inner, first, vote, types * dim),
                     types,
                     dim,
-                    make.product(routing, UNSIGNED, vote, SIGNED, types),
+                    make.product(routing, unit_interval(routing), vote, SIGNED, types),
                     make.product(routing, b, vote, SIGNED, dim / 16),
                     exp_table(2.0 ** make.rng.uniform(-8, -1)),
                     make.squash(b),
@@ -128,7 +136,7 @@ def deepcaps(draw: st.DrawFn) -> QNetwork:
             "classcaps",
             codes(make.rng, weight, (inputs, dim, classes, class_dim)),
             make.product(votes_format, shared, weight, vote, dim),
-            make.product(routing, UNSIGNED, vote, SIGNED, inputs),
+            make.product(routing, unit_interval(routing), vote, SIGNED, inputs),
             make.product(routing, v, vote, SIGNED, class_dim / 16),
             exp_table(2.0 ** make.rng.uniform(-8, -1)),
             make.squash(v),
@@ -137,7 +145,7 @@ def deepcaps(draw: st.DrawFn) -> QNetwork:
         )
     )
     used = {p.component for layer in layers for p in layer.products().values()}
-    network = QNetwork(image, UNSIGNED, tuple(layers), {name: make.tables[name] for name in sorted(used)})
+    network = QNetwork(image, positive, tuple(layers), {name: make.tables[name] for name in sorted(used)})
     network.check()
     return network
 
