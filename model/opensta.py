@@ -28,10 +28,10 @@ read_liberty cells.lib
 set_cmd_units -time ns -power W
 read_verilog mapped.v
 link_design multiplier
-create_clock -name clock -period {CLOCK_NS:g}
+create_clock -name clock -period {CLOCK_NS:g} {{clock}}
 set_input_delay -clock clock 0 [all_inputs]
 set_output_delay -clock clock 0 [all_outputs]
-set_power_activity -global -activity 1.0
+set_power_activity -global -activity {{activity}}
 report_checks -path_delay max -format end -digits 6
 report_power -digits 12 -instances [get_cells *]
 """
@@ -61,16 +61,18 @@ def opensta_version(program: str) -> str:
     return version
 
 
-def analyse(program: str, verilog: str, liberty: bytes) -> Report:
+def analyse(program: str, verilog: str, liberty: bytes, clock: str | None = None, activity: float = 1.0) -> Report:
     """Delay and power of the module `multiplier` in a Verilog netlist of `liberty`'s cells.
 
+    `clock` is the port of its clock, if it has one; `activity` is how often every net switches in a clock cycle.
     Raises RedcaneError when OpenSTA fails, takes over a minute, or does not say it in the form that we know.
     """
     with tempfile.TemporaryDirectory(prefix="redcane-sta-") as name:
         folder = Path(name)
         (folder / "mapped.v").write_text(verilog, encoding="utf-8")
         (folder / "cells.lib").write_bytes(liberty)
-        (folder / "script.tcl").write_text(_SCRIPT)
+        script = _SCRIPT.format(clock=f"[get_ports {clock}]" if clock else "", activity=activity)
+        (folder / "script.tcl").write_text(script)
         return read_report(_call([program, "-no_init", "-no_splash", "-exit", "script.tcl"], folder))
 
 
@@ -79,7 +81,7 @@ def read_report(text: str) -> Report:
     if error := re.search(r"^Error: (.*)$", text, re.M):
         raise RedcaneError(f"OpenSTA stopped: {error[1][:200]}")
     number = r"(-?\d[\d.]*(?:e[+-]?\d+)?)"
-    path = re.search(rf"^.*\((?:output|clock)\) +{number} +{number} +{number} \(", text, re.M)
+    path = re.search(rf"^.*\(\w+\) +{number} +{number} +{number} \(", text, re.M)
     if not path and "No paths found" not in text:
         raise RedcaneError("OpenSTA reported no delay in a form known here")
     energies, leakage = {}, 0.0

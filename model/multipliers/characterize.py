@@ -127,7 +127,7 @@ def characterize(components: Sequence[Multiplier], liberty: Path, opensta: str |
     found = {name: known for name, file in files.items() if (known := _cached(file, opensta is not None))}
     done(len(found))
     missing = [c for c in components if c.name not in found]
-    cells, rule = _read_cells(library, liberty) if missing else ({}, None)
+    cells, rule = read_cells(library, liberty) if missing else ({}, None)
 
     def measure(component: Multiplier) -> Characterisation:
         try:
@@ -257,7 +257,7 @@ def _nets(module: Netlist) -> set[int]:
     return {net for nets in bits for net in nets if isinstance(net, int)}
 
 
-def _read_cells(library: bytes, liberty: Path) -> tuple[dict[str, Netlist], str | None]:
+def read_cells(library: bytes, liberty: Path) -> tuple[dict[str, Netlist], str | None]:
     """The library's cells as gates, those with pins of several bits left out, and the full adder's rule."""
     with tempfile.TemporaryDirectory(prefix="redcane-characterize-") as name:
         folder = Path(name)
