@@ -1,6 +1,7 @@
 """How fast the emulation is, beside torch in float32 and a gather in NumPy, in one process.
 
     python benchmarks/emulation.py layers                       # four layers, several multipliers, both formats
+    python benchmarks/emulation.py layers --device cuda         # the same on a GPU
     python benchmarks/emulation.py capsnet [--images 1000]      # MNIST's images through the original CapsNet
     python benchmarks/emulation.py run runs/digits              # a finished run's network, against the reference
 
@@ -30,9 +31,13 @@ from benchmarks.accelerator import array_multiplications
 from model import datasets, qfile, reference
 from model.capsnet import CapsNet, CapsNetShape
 from model.emulation import Emulator
+from model.emulation.costs import fastest
+from model.emulation.emulator import DEVICE_MEMORY
+from model.emulation.factor_sums import BITS, MOST_FACTORS, FactorSums
+from model.emulation.factors import factorise
 from model.emulation.kernel_sums import KernelSums
 from model.emulation.lookup import LEVELS, best_level
-from model.emulation.terms import term_table
+from model.emulation.terms import exact_terms, term_table
 from model.errors import RedcaneError
 from model.multipliers.library import load_library
 from model.qnetwork import (
@@ -49,7 +54,7 @@ from model.qnetwork import (
 )
 from model.quantize import image_codes, quantize
 
-RANKS = {"1446": 1, "JQQ": 3, "125K": 4, "7C1": 8, "QJD": 11, "FTA": 18, "NGR": 52, "L40": 192, "12N4": 228}
+RANKS = {"1JFF": 0, "1446": 1, "JQQ": 3, "7C1": 8, "QJD": 11, "NGR": 52, "L40": 192, "12N4": 228}  # of the errors
 LAYERS = {  # batch, height and width, channels in, out, kernel, stride, padding
     "conv1": (4, 28, 1, 256, 9, 1, 0),
     "PrimaryCaps": (1, 20, 256, 256, 9, 2, 0),
@@ -62,7 +67,7 @@ UNIT = Requantizer(2**15, 16, 0, -127, 127)
 CAPSNET = CapsNetShape((28, 28, 1), 256, 9, 32, 8, 9, 2, 10, 16)  # Sabour et al. 2017
 
 
-def best(work: Callable[[], object], clock: Callable[[], float] = time.thread_time, seconds: float = 0.4) -> float:
+def best(work: Callable[[], object], clock: Callable[[], float] = time.thread_time, seconds: float = 0.25) -> float:
     """The shortest of the runs that fit `seconds`, at least three, after one to warm up."""
     work()
     times: list[float] = []
@@ -115,21 +120,38 @@ class Convolution:
         a, b = operands(format, UNSIGNED)
         product = Product(format, a, b, SIGNED, UNIT, "table", 1)  # type: ignore[arg-type]  # one of two
         weights = random_codes(rng, b, (cout, kernel, kernel, cin))
-        self.conv = QConv(weights, np.zeros(cout, np.int32), stride, product, padding)
+        self.product, self.conv = product, QConv(weights, np.zeros(cout, np.int32), stride, product, padding)
         self.x, self.table = random_codes(rng, a, (batch, side, side, cin)), table
         self.network = QNetwork((side, side, cin), a, (QConvLayer("conv", self.conv),), {"table": table})
         out = (side + 2 * padding - kernel) // stride + 1
         self.sums, self.terms = batch * out * out * cout, kernel * kernel * cin
 
     def kernel(self, level: str) -> Callable[[], torch.Tensor]:
-        unit = KernelSums(self.network, {"conv.mac": term_table(self.conv.mac, self.table)}, level)
+        terms = {key: term_table(self.product, self.table) for key, _, _ in self.network.products()}
+        unit = KernelSums(self.network, terms, level)
         x = torch.from_numpy(self.x)
 
         def work() -> torch.Tensor:
             with unit.prepared():
-                return unit.convolution("conv.mac", self.conv, x)
+                return self.sums_of(unit, x)
 
         return work
+
+    def plan(self, level: str) -> str:
+        """What the kernel does for each term."""
+        planes, factors = fastest(self.product, term_table(self.product, self.table), level, self.terms).shape
+        return " + ".join([f"{planes} lookups"] * (planes > 0) + [f"{factors} products"] * (factors > 0))
+
+    def on_device(self, device: torch.device) -> tuple[Callable[[], torch.Tensor], int | None]:
+        """The sums on a device, and how many products of bytes a term takes there (None: it is looked up)."""
+        terms = {key: term_table(self.product, self.table) for key, _, _ in self.network.products()}
+        unit = FactorSums(self.network, terms, device, DEVICE_MEMORY)
+        x = torch.from_numpy(self.x).to(device)
+        factors = factorise(terms[next(iter(terms))], exact_terms(self.product), BITS, MOST_FACTORS)
+        return (lambda: self.sums_of(unit, x)), factors and factors.rank
+
+    def sums_of(self, unit: KernelSums | FactorSums, x: torch.Tensor) -> torch.Tensor:
+        return unit.convolution("conv.mac", self.conv, x)
 
     def float32(self) -> Callable[[], torch.Tensor]:
         x = torch.from_numpy(self.x).float().permute(0, 3, 1, 2).contiguous()
@@ -162,21 +184,14 @@ class Votes(Convolution):
         product = Product(format, a, b, SIGNED, UNIT, "table", 1)  # type: ignore[arg-type]  # one of two
         weights = random_codes(rng, b, (inputs, dim_in, classes, dim))
         squash = Squash.for_scales(0.01, SIGNED)
+        self.product = product
         self.layer = QClassCaps("caps", weights, product, product, product, exp_table(0.1), squash, 1)
         self.x, self.table = random_codes(rng, a, (batch, inputs, dim_in)), table
         self.network = QNetwork((1, 1, 1), a, (self.layer,), {"table": table})
         self.sums, self.terms = batch * inputs * classes * dim, dim_in
 
-    def kernel(self, level: str) -> Callable[[], torch.Tensor]:
-        terms = term_table(self.layer.votes, self.table)
-        unit = KernelSums(self.network, {key: terms for key, _, _ in self.network.products()}, level)
-        x = torch.from_numpy(self.x)
-
-        def work() -> torch.Tensor:
-            with unit.prepared():
-                return unit.votes(self.layer, x)
-
-        return work
+    def sums_of(self, unit: KernelSums | FactorSums, x: torch.Tensor) -> torch.Tensor:
+        return unit.votes(self.layer, x)
 
     def float32(self) -> Callable[[], torch.Tensor]:
         x = torch.from_numpy(self.x).float().transpose(0, 1).contiguous()
@@ -188,16 +203,17 @@ class Votes(Convolution):
         np.testing.assert_array_equal(found[0].numpy(), terms.sum(axis=1))
 
 
-def layers() -> dict[str, Any]:
-    """GMAC/s of every layer, by format, engine and multiplier."""
-    level = best_level()
-    if level is None:
+def layers(only: str) -> dict[str, Any]:
+    """GMAC/s of every layer, by format, level and multiplier, each with the plan that was chosen."""
+    best_of = best_level()
+    if best_of is None:
         raise SystemExit("there is no compiler: nothing to measure")
+    levels = LEVELS[LEVELS.index("avx2") if best_of != "portable" else 0 : LEVELS.index(best_of) + 1]
     tables = multipliers()
     first = next(iter(tables.values()))
     rows: dict[str, Any] = {}
     sizes = {**LAYERS, VOTES[0]: VOTES[1:]}
-    for name, size in sizes.items():
+    for name, size in ((name, size) for name, size in sizes.items() if only in name):
         kind = Votes if name == VOTES[0] else Convolution
         row: dict[str, Any] = {}
         plain = kind(size, "sign-magnitude", first)
@@ -206,16 +222,15 @@ def layers() -> dict[str, Any]:
         gather, count = plain.gather()
         row["NumPy gather"] = count / 1e9 / best(gather)
         for format in ("sign-magnitude", "affine"):
-            speeds = {}
-            for label, table in tables.items():
-                case = kind(size, format, table)
-                run = case.kernel(level)
-                case.check(run())
-                speeds[label] = work / best(run)
-            row[f"{format}, {level}"] = speeds
-            for other in LEVELS[: LEVELS.index(level)]:
-                row[f"{format}, {other}"] = work / best(kind(size, format, first).kernel(other))
-        run = plain.kernel(level)
+            for level in levels:
+                speeds = {}
+                for label, table in tables.items():
+                    case = kind(size, format, table)
+                    run = case.kernel(level)
+                    case.check(run())
+                    speeds[f"{label}: {case.plan(level)}"] = work / best(run)
+                row[f"{format}, {level}"] = speeds
+        run = kind(size, "sign-magnitude", list(tables.values())[-1]).kernel(best_of)
         cpu = {}
         for threads in (1, 2):
             torch.set_num_threads(threads)
@@ -228,7 +243,36 @@ def layers() -> dict[str, Any]:
         for label, value in row.items():
             ends = (min(value.values()), max(value.values())) if isinstance(value, dict) else (value,)
             print(f"    {label:28}", " ... ".join(f"{speed:6.2f}" for speed in ends), flush=True)
-    return {"unit": "GMAC/s per core", "level": level, "layers": rows}
+    return {"unit": "GMAC/s per core", "levels": levels, "layers": rows}
+
+
+def device_layers(device: str) -> dict[str, Any]:
+    """T products/s of every layer on a GPU, and their share of what its tensor cores do with bytes alone."""
+    if not torch.cuda.is_available():
+        raise SystemExit("torch sees no GPU here")
+
+    def seconds(work: Callable[[], object]) -> float:
+        def finished() -> None:
+            work()
+            torch.cuda.synchronize()
+
+        return best(finished, time.perf_counter)
+
+    square = torch.randint(-128, 128, (8192, 8192), dtype=torch.int8, device=device)
+    peak = 8192**3 / 1e12 / seconds(lambda: torch._int_mm(square, square))
+    print(f"{torch.cuda.get_device_name()}: {peak:.0f} T products of bytes a second")
+    rows: dict[str, Any] = {}
+    for name, size in {**LAYERS, VOTES[0]: VOTES[1:]}.items():
+        kind, batch = (Votes if name == VOTES[0] else Convolution), 256
+        for label, table in multipliers().items():
+            case = kind((batch, *size[1:]), "sign-magnitude", table)
+            run, factors = case.on_device(torch.device(device))
+            case.check(run().cpu())
+            speed = case.sums * case.terms / 1e12 / seconds(run)
+            share = speed * factors / peak if factors else None
+            rows[f"{name}, {label}"] = {"T products/s": speed, "factors": factors, "share": share}
+            print(f"{name:28} {label:22} {factors or 'table':>5} {speed:8.3f} T/s", flush=True)
+    return {"device": torch.cuda.get_device_name(), "T products of bytes/s": peak, "layers": rows}
 
 
 def capsnet(images: int) -> dict[str, Any]:
@@ -289,7 +333,9 @@ def finished_run(folder: Path, images: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
-    modes.add_parser("layers")
+    one = modes.add_parser("layers")
+    one.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    one.add_argument("--only", default="", help="layers with this in their name; nothing is kept")
     modes.add_parser("capsnet").add_argument("--images", type=int, default=1000)
     run = modes.add_parser("run")
     run.add_argument("folder", type=Path)
@@ -297,12 +343,15 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.mode == "layers":
-        results = layers()
+        results = layers(chosen.only) if chosen.device == "cpu" else device_layers(chosen.device)
     elif chosen.mode == "capsnet":
         results = capsnet(chosen.images)
     else:
         results = finished_run(chosen.folder, chosen.images)
-    out = Path(__file__).with_name(f"emulation-{chosen.mode}.json")
+    if getattr(chosen, "only", ""):
+        return
+    name = f"emulation-{chosen.mode}{'-gpu' if getattr(chosen, 'device', 'cpu') != 'cpu' else ''}.json"
+    out = Path(__file__).with_name(name)
     out.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,3 +105,38 @@ def test_bad_inputs(network: QNetwork) -> None:
     tables = {name: EXACT.astype(np.int32) for name in network.tables}
     with pytest.raises(RedcaneError, match="256 x 256 of uint16"):
         Emulator(replace(network, tables=tables))  # type: ignore[arg-type]  # the wrong type is the test
+
+
+MEASURED = """
+import resource, sys
+import numpy as np, torch
+from model import reference
+from model.capsnet import CapsNet, CapsNetShape
+from model.emulation import Emulator
+from model.quantize import quantize
+torch.manual_seed(0)
+network = quantize(CapsNet(CapsNetShape((14, 14, 1), 32, 5, 4, 8, 5, 2, 5, 8)), torch.rand(9, 1, 14, 14))
+images = np.random.default_rng(0).integers(0, 256, (1024, 14, 14, 1)).astype(np.int16)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+emulator = Emulator(network, memory=int(sys.argv[2]), engine=sys.argv[1])
+assert 1 <= emulator.tile < 200, emulator.tile
+first = emulator.classify(images[:1])  # and all that is made once
+before = peak()
+classes = emulator.classify(images)
+for n in (0, 500, 1023):
+    assert int(reference.run(network, images[n])["class"]) == classes[n]
+assert classes[0] == first[0]
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss")
+@pytest.mark.parametrize("engine", [ENGINES[0], ENGINES[-1]])
+def test_a_thousand_images_take_no_more_memory_than_was_given(engine: str) -> None:
+    memory = 8 * 2**20
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, engine, str(memory)],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2 * memory  # a tile, and the windows of one

@@ -76,7 +76,7 @@ seeds = st.integers(0, 2**32 - 1)
 def nth_plan(which: int) -> Choice:
     """Any of the plans that the terms have."""
 
-    def choose(product: Product, terms: np.ndarray, level: str) -> Plan:
+    def choose(product: Product, terms: np.ndarray, level: str, length: int) -> Plan:
         found = plans(product, terms, 4)
         return found[which % len(found)]
 

@@ -19,15 +19,16 @@ from model.files import digest, read_bounded, write_atomic
 from model.multipliers.netlist import cache_folder
 from model.qnetwork import Product
 
-_SHAPE = Shape(groups=1, rows=60, terms=1024, lanes=256, out_row=256)
+_SHORT = 32  # terms: sums of fewer are measured as sums of 8, the class capsules' votes
+_FACTORS = 4  # measured at once
 _RUNS = 5
 _LARGEST = 2**16  # bytes of a file of costs
 MOST_FACTORS = 32  # beyond, no processor multiplies faster than it looks up
 
 
-def fastest(product: Product, terms: NDArray[np.int32], level: str) -> Plan:
-    """The plan of terms (256, 256) that costs least at one of the levels of model.emulation.lookup."""
-    known = costs(level)
+def fastest(product: Product, terms: NDArray[np.int32], level: str, length: int) -> Plan:
+    """The plan of terms (256, 256) that costs least in sums of so many, at a level of model.emulation.lookup."""
+    known = costs(level, length < _SHORT)
     most = int(min(MOST_FACTORS, max(known.values()) / known["factor"]))
     return min(plans(product, terms, most), key=lambda plan: cost(plan, known))
 
@@ -39,12 +40,13 @@ def cost(plan: Plan, known: dict[str, float]) -> float:
 
 
 @cache
-def costs(level: str) -> dict[str, float]:
-    """Seconds of one thread for each term: of one factor ("factor"), and of looking up so many planes.
+def costs(level: str, short: bool) -> dict[str, float]:
+    """Seconds of one thread for each term of a short or a long sum: of one factor ("factor"), and of so many planes.
 
     Kept in the user's cache by compiled library and processor; a damaged file counts as none.
     """
-    file = cache_folder() / "native" / f"costs-{digest(f'{library_name()} {level} {_processor()}'.encode())[:32]}.json"
+    key = digest(f"{library_name()} {level} {short} {_processor()}".encode())
+    file = cache_folder() / "native" / f"costs-{key[:32]}.json"
     wanted = _samples()
     try:
         found = json.loads(read_bounded(file, _LARGEST))
@@ -52,7 +54,8 @@ def costs(level: str) -> dict[str, float]:
             return {name: float(value) for name, value in found.items()}
     except (RedcaneError, OSError, ValueError, TypeError, AttributeError):
         pass
-    measured = {name: _measure(plan, level) for name, plan in wanted.items()}
+    measured = {name: _measure(plan, level, short) for name, plan in wanted.items()}
+    measured["factor"] /= _FACTORS
     with suppress(OSError):  # an unwritable cache costs time, nothing else
         write_atomic(file, json.dumps(measured))
     return measured
@@ -70,25 +73,30 @@ def _samples() -> dict[str, Plan]:
         return Plan(values, np.zeros(256, np.int32), np.zeros(256, np.int32), planes, folded, factors, factors)
 
     lookups = ((1, True), (2, True), (3, True), (1, False), (2, False))
-    return {"factor": sample(0, False, 1)} | {_planes(*of): sample(*of, 0) for of in lookups}
+    return {"factor": sample(0, False, _FACTORS)} | {_planes(*of): sample(*of, 0) for of in lookups}
 
 
 def _planes(count: int, folded: bool) -> str:
     return f"{count} planes{', folded' * folded}"
 
 
-def _measure(plan: Plan, level: str) -> float:
+def _measure(plan: Plan, level: str, short: bool) -> float:
+    groups, rows, terms, lanes = (64, 16, 8, 160) if short else (1, 60, 1024, 256)
+    shape = Shape(
+        groups=groups, rows=rows, terms=terms, lanes=lanes, out_row=lanes,
+        a_group=rows * terms, init_group=lanes, out_group=rows * lanes,
+    )  # fmt: skip
     rng = np.random.default_rng(1)
-    a = rng.integers(0, 256, (_SHAPE.rows, _SHAPE.terms)).astype(np.uint8)
-    b = Operand(plan, rng.integers(-127, 128, (1, _SHAPE.terms, _SHAPE.lanes)).astype(np.int16))
-    rows = np.arange(_SHAPE.rows) * _SHAPE.terms
-    out = np.empty((_SHAPE.rows, _SHAPE.lanes), np.int32)
+    a = rng.integers(0, 256, (groups, rows, terms)).astype(np.uint8)
+    b = Operand(plan, rng.integers(-127, 128, (groups, terms, lanes)).astype(np.int16))
+    begins = np.arange(rows) * terms
+    out = np.empty((groups, rows, lanes), np.int32)
     times = []
     for _ in range(_RUNS):
         start = time.thread_time()
-        sums(plan, level, 1, _SHAPE, a, rows, b, b.columns, out)
+        sums(plan, level, 1, shape, a, begins, b, b.columns, out)
         times.append(time.thread_time() - start)
-    return max(min(times), 1e-9) / (out.size * _SHAPE.terms)
+    return max(min(times), 1e-9) / (out.size * terms)
 
 
 def _processor() -> str:

@@ -20,8 +20,8 @@ from model.emulation.lookup import VECTOR, Bytes, Operand, Shape, requantize, su
 from model.emulation.plan import Plan, table_plan
 from model.qnetwork import Product, QClassCaps, QConv, QNetwork, Requantizer, Routed, convolution_of
 
-Choice = Callable[[Product, NDArray[np.int32], str], Plan]
-"""The plan of a product's terms at a level of the machine."""
+Choice = Callable[[Product, NDArray[np.int32], str, int], Plan]
+"""The plan of a product's terms at a level of the machine, for sums of so many."""
 
 
 class KernelSums:
@@ -37,9 +37,10 @@ class KernelSums:
         self._level, self._threads = level, torch.get_num_threads()
         self._plans: dict[str, Plan] = {}
         self._weights: dict[str, tuple[Operand, NDArray[np.int32]]] = {}
-        for key, product, _ in network.products():
+        for key, product, length in network.products():
             weighted = key.endswith((".mac", ".votes"))
-            self._plans[key] = choose(product, terms[key], level) if weighted else table_plan(product, terms[key])
+            plan = choose(product, terms[key], level, length) if weighted else table_plan(product, terms[key])
+            self._plans[key] = plan
         for layer in network.layers:
             if isinstance(layer, QClassCaps):
                 inputs, dim_in, *out = layer.weights.shape

@@ -101,14 +101,20 @@ void multiply(const Tile &t, Products products) {
         const int64_t p1 = std::min(pairs, p0 + PAIRS);  // the last may have half a pair: b's factor of the other is 0
         for (int64_t m = 0; m < rows; m++)
             gather_row(t.job, t.group, t.m0 + m, 2 * p0, std::min(t.job.terms, 2 * p1), a.data() + m * 2 * PAIRS);
-        for (int32_t r = 0; r < t.plan.rank; r++) {
-            const int16_t *u = t.plan.u + 256 * r;
+        // of short sums several factors at once: in w one begins where the other ends
+        const int64_t run = p1 - p0, together = run == pairs ? PAIRS / pairs : 1;
+        for (int64_t r0 = 0; r0 < t.plan.rank; r0 += together) {
+            const int64_t r1 = std::min<int64_t>(t.plan.rank, r0 + together);
             for (int64_t m = 0; m < rows; m++)
-                for (int64_t k = 2 * PAIRS * m; k < 2 * (PAIRS * m + p1 - p0); k++) x[size_t(k)] = u[a[size_t(k)]];
+                for (int64_t r = r0; r < r1; r++) {
+                    const uint8_t *from = a.data() + 2 * PAIRS * m;
+                    int16_t *to = x.data() + 2 * (PAIRS * m + run * (r - r0));
+                    for (int64_t k = 0; k < 2 * run; k++) to[k] = t.plan.u[256 * r + from[k]];
+                }
             for (int64_t n = t.n0; n < t.n1; n += VECTOR) {
-                const int64_t at = ((n / VECTOR * t.plan.rank + r) * pairs + p0) * 2 * VECTOR;
+                const int64_t at = ((n / VECTOR * t.plan.rank + r0) * pairs + p0) * 2 * VECTOR;
                 const int16_t *w = t.job.w + t.group * t.job.w_group + at;
-                products(x.data(), rows, p1 - p0, w, t.sums + (n - t.n0), t.width);
+                products(x.data(), rows, run * (r1 - r0), w, t.sums + (n - t.n0), t.width);
             }
         }
     }
