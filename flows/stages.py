@@ -99,6 +99,13 @@ def _integer_accuracy(network: QNetwork, split: Split) -> float:
     return float((classes == split.labels).mean())
 
 
+def _integer_accuracies(run: Run, network: QNetwork) -> dict[str, float]:
+    """Of all that accuracy.json tells; the selection images are measured once where they are the validation images."""
+    validation = _integer_accuracy(network, run.dataset.validation)
+    selection = _integer_accuracy(network, run.selection_images) if run.config.copies else validation
+    return {"selection": selection, "validation": validation, "test": _integer_accuracy(network, run.dataset.test)}
+
+
 def _assign(run: Run, scratch: Path, about: Json) -> None:
     config, library, formats = run.config, run.library, run.config.formats()
     exact = _quantized(run, formats)
@@ -148,14 +155,7 @@ def _quantize(run: Run, scratch: Path, about: Json) -> None:
     networks = {"exact_8_bit": exact, "assigned": network}
     if run.config.finetune.epochs:
         networks["finetuned"] = network = with_weights(network, run.network("finetuned.safetensors"))
-    measured = {
-        name: {
-            "selection": _integer_accuracy(n, run.selection_images),
-            "validation": _integer_accuracy(n, run.dataset.validation),
-            "test": _integer_accuracy(n, run.dataset.test),
-        }
-        for name, n in networks.items()
-    }
+    measured = {name: _integer_accuracies(run, n) for name, n in networks.items()}
     on = run.selection_images
     floating = {
         **run.read("training.json", "accuracy")["accuracy"],
