@@ -45,6 +45,7 @@ def test_a_component_is_added(capsys: pytest.CaptureFixture[str]) -> None:
     (("--mae", "1", "--seed", "-1"), "a seed of 0 or more"),
     (("--mae", "1", "--evaluations", "0"), "1 to"),
     (("--mae", "1", "--start", "mul8u_nothing"), "has no component"),
+    (("--mae", "1", "--start", "mul8s_exact"), "evolution is of unsigned ones"),
     (("--mae", "0.001", "--start", "mul8u_e20"), "start from an exact one"),
     (("--mae", "1", "--operation", "conv1.mac"), "go together"),
     (("--weighted-mae", "1"), "go together"),
