@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow formal lint clean
+.PHONY: demo test test-slow formal fuzz lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/redcane run configs/digits.yaml
@@ -17,6 +17,9 @@ test-slow: $(VENV)/.dev
 
 formal: $(VENV)/.dev
 	$(BIN)/python -m sim.formal
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
