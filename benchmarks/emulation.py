@@ -2,6 +2,7 @@
 
     python benchmarks/emulation.py layers                       # four layers, several multipliers, both formats
     python benchmarks/emulation.py layers --device cuda         # the same on a GPU
+    python benchmarks/emulation.py threads                      # two threads against one
     python benchmarks/emulation.py capsnet [--images 1000]      # MNIST's images through the original CapsNet
     python benchmarks/emulation.py run runs/digits              # a finished run's network, against the reference
 
@@ -9,8 +10,7 @@ Operands of `layers` are uniformly random codes, the worst for caches. Times are
 thread are the thread's CPU time, so that neighbours on the machine disturb little. Two threads against one are by the
 clock, which neighbours do disturb, and by the CPU time of both, which shows what the division itself costs. The tables
 are of EvoApprox8b where $REDCANE_DATA has them (evoapprox/tables-v1.0.npz), else the embedded library's. All that is
-timed is compared with the reference as well. Results are kept beside this file as emulation-layers.json,
-emulation-capsnet.json and emulation-run.json.
+timed is compared with the reference as well. Results are kept beside this file as emulation-MODE.json.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def best(work: Callable[[], object], clock: Callable[[], float] = time.thread_ti
     return min(times)
 
 
-def speed_up(work: Callable[[], object], seconds: float = 4.0) -> float:
+def speed_up(work: Callable[[], object], seconds: float = 2.0) -> float:
     """The time of one thread over that of two: the shortest of many runs, alternating."""
     shortest = {1: np.inf, 2: np.inf}
     until = time.perf_counter() + seconds
@@ -230,20 +230,30 @@ def layers(only: str) -> dict[str, Any]:
                     case.check(run())
                     speeds[f"{label}: {case.plan(level)}"] = work / best(run)
                 row[f"{format}, {level}"] = speeds
-        run = kind(size, "sign-magnitude", list(tables.values())[-1]).kernel(best_of)
-        cpu = {}
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            cpu[threads] = best(run, time.process_time)
-        torch.set_num_threads(1)
-        row["CPU time, two against one"] = cpu[2] / cpu[1]
-        row["speed, two against one"] = speed_up(run)
         rows[name] = row
         print(name)
         for label, value in row.items():
             ends = (min(value.values()), max(value.values())) if isinstance(value, dict) else (value,)
             print(f"    {label:28}", " ... ".join(f"{speed:6.2f}" for speed in ends), flush=True)
     return {"unit": "GMAC/s per core", "levels": levels, "layers": rows}
+
+
+def threads() -> dict[str, Any]:
+    """What a second thread gains by the clock, and costs in CPU time, on every layer: 2 and 1 at best."""
+    level = best_level()
+    if level is None:
+        raise SystemExit("there is no compiler: nothing to measure")
+    name, table = list(multipliers().items())[-1]
+    rows = {}
+    for layer, size in {**LAYERS, VOTES[0]: VOTES[1:]}.items():
+        run = (Votes if layer == VOTES[0] else Convolution)(size, "sign-magnitude", table).kernel(level)
+        cpu = {}
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            cpu[count] = best(run, time.process_time)
+        rows[layer] = {"speed": speed_up(run), "CPU time": cpu[2] / cpu[1]}
+        print(f"{layer:28}", *(f"{label} x {ratio:.2f}" for label, ratio in rows[layer].items()), flush=True)
+    return {"multiplier": name, "level": level, "two threads against one": rows}
 
 
 def device_layers(device: str) -> dict[str, Any]:
@@ -287,7 +297,8 @@ def capsnet(images: int) -> dict[str, Any]:
     quantised = quantize(network, pixels[:16])
     tables = {name.split()[0]: table for name, table in multipliers().items()}
     keys = [key for key, _, _ in quantised.products()]
-    assignment = {key: list(tables)[i % len(tables)] for i, key in enumerate(keys)}
+    hardest = list(tables)[::-1]
+    assignment = {key: hardest[i % len(tables)] for i, key in enumerate(keys)}
     quantised = quantised.with_components(assignment, tables)
     codes = image_codes(quantised, pixels)
     emulator = Emulator(quantised)
@@ -336,6 +347,7 @@ def main() -> None:
     one = modes.add_parser("layers")
     one.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     one.add_argument("--only", default="", help="layers with this in their name; nothing is kept")
+    modes.add_parser("threads")
     modes.add_parser("capsnet").add_argument("--images", type=int, default=1000)
     run = modes.add_parser("run")
     run.add_argument("folder", type=Path)
@@ -344,6 +356,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if chosen.mode == "layers":
         results = layers(chosen.only) if chosen.device == "cpu" else device_layers(chosen.device)
+    elif chosen.mode == "threads":
+        results = threads()
     elif chosen.mode == "capsnet":
         results = capsnet(chosen.images)
     else:

@@ -8,10 +8,9 @@
 // `init`). With AVX2 (table_avx2.h) one look-up serves eight activations.
 
 #include <atomic>
-#include <system_error>
-#include <thread>
 #include <vector>
 
+#include "helpers.h"
 #include "plan.h"
 #include "products.h"
 #include "table_avx2.h"
@@ -145,13 +144,11 @@ void parallel(int32_t threads, int64_t count, int64_t batch, const Work &work) {
     auto share = [&] {
         for (int64_t first; (first = next.fetch_add(batch)) < count;) work(first, std::min(count, first + batch));
     };
-    std::vector<std::thread> others;
-    try {
-        for (int64_t t = 1; t < threads && t * batch < count; t++) others.emplace_back(share);
-    } catch (const std::system_error &) {  // no more threads to be had: those that run do it all
-    }
-    share();
-    for (auto &thread : others) thread.join();
+    const int64_t others = std::min<int64_t>(threads, (count + batch - 1) / batch) - 1;
+    if (others > 0)
+        helpers().run(int32_t(others), share);
+    else
+        share();
 }
 
 }  // namespace
