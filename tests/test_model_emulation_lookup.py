@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -280,3 +282,38 @@ def test_every_product_of_real_multipliers(level: str, a: Coding, b: Coding) -> 
             unit = KernelSums(network, {"conv.mac": terms}, level, lambda *_, plan=plan: plan)
             found = unit.convolution("conv.mac", conv, torch.from_numpy(every_a[:, None, None, None]))
             np.testing.assert_array_equal(found[:, 0, 0].numpy(), wanted, err_msg=f"{name} {plan.shape}")
+
+
+SHARED = """
+import os, threading
+import numpy as np
+from model.emulation.lookup import requantize
+from model.qnetwork import Requantizer
+unit, sums = Requantizer(2**15, 20, 0, -127, 127), np.arange(-2**19, 2**19, dtype=np.int32)
+wanted, wrong = requantize(unit, sums, 1), []
+
+def work():
+    for _ in range(50):
+        if not np.array_equal(requantize(unit, sums, 3), wanted):
+            wrong.append(1)
+
+callers = [threading.Thread(target=work) for _ in range(3)]
+for caller in callers:
+    caller.start()
+for caller in callers:
+    caller.join()
+child = os.fork()
+if child == 0:
+    work()
+    os._exit(len(wrong))
+assert os.waitpid(child, 0)[1] == 0 and not wrong
+"""
+
+
+@pytest.mark.skipif(BEST is None or not hasattr(os, "fork"), reason="no C++ compiler, or no fork")
+def test_helping_threads_serve_several_callers_and_a_fork() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <condition_variable>
 #include <cstdint>
@@ -23,8 +23,6 @@ class Helpers {
             work();
             return;
         }
-        if (process_ != getpid()) count_ = 0;  // a fork has no threads but its own
-        process_ = getpid();
         try {
             for (; count_ < most; count_++) std::thread([this] { help(); }).detach();
         } catch (const std::system_error &) {  // no more threads to be had: those that run do it all
@@ -59,12 +57,17 @@ class Helpers {
     std::condition_variable wake_, ended_;
     const std::function<void()> *work_ = nullptr;
     int32_t count_ = 0, wanted_ = 0, active_ = 0;
-    pid_t process_ = 0;
 };
 
+Helpers *all_helpers;  // never destroyed: the threads outlive main; a fork has none of them, and begins anew
+
 Helpers &helpers() {
-    static Helpers &all = *new Helpers;  // never destroyed: the threads outlive main
-    return all;
+    static const int registered = [] {
+        all_helpers = new Helpers;
+        return pthread_atfork(nullptr, nullptr, [] { all_helpers = new Helpers; });
+    }();
+    (void)registered;
+    return *all_helpers;
 }
 
 }  // namespace
