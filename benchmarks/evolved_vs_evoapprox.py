@@ -104,7 +104,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["REDCANE_HOME"] = home  # the user's libraries stay as they are
-        components = list(import_folder(chosen.path).components.values())
+        components = [c for c in import_folder(chosen.path).components.values() if not c.signed]
     liberty = find_liberty(chosen.liberty)
     rivals = list(zip(sizes(components, liberty), components, strict=True))
     unit = f"area in {liberty.name}" if liberty else "transistors, since there is no Liberty file"

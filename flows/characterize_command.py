@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.multipliers.product_table import kind_of_operands
+
 if TYPE_CHECKING:
     from model.multipliers.characterize import Characterisation
     from model.multipliers.component import Multiplier
@@ -105,7 +107,15 @@ def report(library: Library, liberty: Path, opensta: str | None, operands: Path 
 
 
 def correlations(components: Sequence[Multiplier], found: Mapping[str, Characterisation]) -> list[str]:
-    """Spearman's rank correlations of what was measured with what is published, a line each, where there is enough."""
+    """Spearman's rank correlations of what was measured with what is published, a line each, where there is enough.
+
+    Signed components apart from unsigned ones, since they were not published as one family.
+    """
+    return [line for signed in (False, True)
+            for line in _correlations([c for c in components if c.signed == signed], found, kind_of_operands(signed))]
+
+
+def _correlations(components: Sequence[Multiplier], found: Mapping[str, Characterisation], kind: str) -> list[str]:
     from scipy.stats import spearmanr  # type: ignore[import-untyped]  # it has no stubs
 
     lines = []
@@ -117,7 +127,8 @@ def correlations(components: Sequence[Multiplier], found: Mapping[str, Character
         both = [(mine, published) for mine, published in pairs if mine is not None and published is not None]
         if len(both) >= _FEWEST_TO_CORRELATE and all(len(set(side)) > 1 for side in zip(*both, strict=True)):
             rho = spearmanr(*zip(*both, strict=True)).statistic
-            lines.append(f"rank correlation of {ours} with published {theirs}: {rho:.4f} over {len(both)} components")
+            lines.append(f"rank correlation of {ours} with published {theirs}: {rho:.4f} "
+                         f"over {len(both)} {kind} components")  # fmt: skip
     return lines
 
 

@@ -22,7 +22,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     folder.mkdir()
     (folder / "whole.v").write_text(TEXT.format("whole", "A * B"))
     (folder / "cut.v").write_text(TEXT.format("cut", "A * {B[7:4], 4'd0}"))
-    import_folder(folder, "mine")
+    import_folder(folder, "mine", signed=False)
     return "mine"
 
 
@@ -42,7 +42,7 @@ def test_each_operation_has_its_columns(library: str, tmp_path: Path, monkeypatc
         "conv.mac": (counts(a100b9=3), counts(a100b9=1)),
         "caps.votes": (counts(a100b16=5), counts()),
     }
-    monkeypatch.setattr(profile_command, "histograms", lambda config, runs: real)
+    monkeypatch.setattr(profile_command, "histograms", lambda *_: real)
     plots = tmp_path / "plots"
     assert main(["library", "profile", "--library", library, "--operands", "x.yaml", "--plots", str(plots)]) == 0
     said = capsys.readouterr().out

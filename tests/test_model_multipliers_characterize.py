@@ -276,9 +276,12 @@ def test_correlations_need_three_published_figures() -> None:
              for name, area in (("p", 1.0), ("q", 2.0), ("r", 4.0))}  # fmt: skip
     components = [_published("p", 0.1, 10.0), _published("q", 0.3, 30.0), _published("r", 0.2, 40.0)]
     assert characterize_command.correlations(components[:2], found) == []
+    apart = [*components[:2], replace(components[2], table=components[2].table.astype(np.int16))]
+    assert apart[2].signed and not apart[1].signed
+    assert characterize_command.correlations(apart, found) == []
     assert characterize_command.correlations(components, found) == [
-        "rank correlation of energy with published power: 0.5000 over 3 components",
-        "rank correlation of area with published area: 1.0000 over 3 components",
+        "rank correlation of energy with published power: 0.5000 over 3 unsigned components",
+        "rank correlation of area with published area: 1.0000 over 3 unsigned components",
     ]
 
 
