@@ -15,6 +15,7 @@ from hw.compiler import compile_network
 from hw.parameters import MultiplierKind, Size
 from hw.pe import PE
 from hw.program import Program
+from hw.system import System
 from hw.verilog import to_verilog
 from model.errors import RedcaneError
 from model.multipliers.product_table import is_signed
@@ -68,7 +69,7 @@ def generate(
     """
     kinds = kinds_of(network, components)
     program = compile_network(network, kinds, size)
-    (folder / f"{TOP}.v").write_text(to_verilog(Accelerator(program.parameters), TOP))
+    (folder / f"{TOP}.v").write_text(to_verilog(System(Accelerator(program.parameters), size.rows * size.columns), TOP))
     (folder / "pe.v").write_text(to_verilog(PE(kinds), "pe"))
     for kind in kinds:
         (folder / f"{kind.module}.v").write_text(components[kind.component].verilog)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.isa import Opcode, Target
+from hw.isa import COUNTERS, Opcode, Target
 from hw.parameters import Parameters
 from model.qnetwork import Codes, Coding
 
@@ -116,6 +116,12 @@ class Program:
         """The tags of the packets that an inference sends, in order."""
         steps = self.traced if traced else self.plain
         return [s.fields["tag"] for s in steps if s.opcode in (Opcode.EMIT, Opcode.COUNTERS)]
+
+    def results_bytes(self, traced: bool) -> int:
+        """Bytes of all packets that an inference sends, headers included."""
+        sizes = {tag: self.payload_bytes(emission) for tag, emission in self.emissions.items()}
+        sizes[self.COUNTERS_TAG] = 8 * len(COUNTERS)
+        return sum(4 + -(-sizes[tag] // 4) * 4 for tag in self.packet_tags(traced))
 
     def payload_bytes(self, emission: Emission) -> int:
         """How many bytes the packet of a boundary carries."""

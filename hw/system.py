@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth import ClockDomain, ClockSignal, DomainRenamer, Instance, Module, ResetSignal, Shape, Signal
+from amaranth import ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal, Shape, Signal
 from amaranth.hdl import Value
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import Out
 
 from hw import axi, registers
 from hw.axi_lite import RegisterFile
 from hw.dma import Dma
 from hw.registers import Cause
 from model.errors import RedcaneError
-
-
-class VerilogModule(wiring.Component):
-    """The module `name` that another file holds, with the ports of `component`, `clk` and `rst`."""
-
-    def __init__(self, component: wiring.Component, name: str) -> None:
-        self._name = name
-        super().__init__(component.signature)
-
-    def elaborate(self, platform: Any) -> Module:
-        m = Module()
-        ports = {
-            f"{'i' if member.flow is In else 'o'}_{port}": getattr(self, port)
-            for port, member in self.signature.members.items()
-        }
-        m.submodules.instance = Instance(self._name, i_clk=ClockSignal(), i_rst=ResetSignal(), **ports)
-        return m
 
 
 def check_sizes(bus_bits: int, word_bytes: int, address_bits: int, burst: int, outstanding: int) -> None:

@@ -11,13 +11,11 @@ import numpy as np
 from amaranth.utils import ceil_log2
 from numpy.typing import NDArray
 
-from hw import isa
-from hw.program import Program, words32
+from hw.program import Program
 from model.qnetwork import Codes
 from sim.driver import Run, packets
 from sim.runner import simulate
 
-SYSTEM = "redcane_system"  # the Verilog module of hw.system.System
 PAGE = 4096  # bytes; what lies in memory begins at multiples of it
 _BENCH = [Path(__file__).parent / name for name in ("system_bench.v", "axi_memory.v")]
 
@@ -29,14 +27,6 @@ class Outcome:
     packets: list[tuple[int, bytes]]
     counters: dict[str, int]
     seconds: float  # of processor time, for the simulation of this run
-
-    @property
-    def frames(self) -> list[NDArray[np.uint32]]:
-        """The packets as they came out of `m_axis`: the header beat, then the payload's."""
-        return [
-            np.concatenate([np.array([tag << 24 | len(payload)], np.uint32), words32(np.frombuffer(payload, np.uint8))])
-            for tag, payload in self.packets
-        ]
 
 
 def simulate_runs(
@@ -54,7 +44,7 @@ def simulate_runs(
     folder: Path | None = None,
     done: Path | None = None,
 ) -> list[Outcome]:
-    """Do `runs`, one after the other, on the system in `sources` (module `redcane_system`) and a memory that holds the
+    """Do `runs`, one after the other, on the system in `sources` (module `redcane`) and a memory that holds the
     bytes `memory` at their addresses.
 
     The memory answers after `latency` cycles, and each of its channels holds back in the share `hold` of all cycles
@@ -108,14 +98,7 @@ def program_runs(
         for traced in (True, False):
             packets_in = program.image_packet(batch), program.start_packet(traced)
             beats = np.concatenate([np.array(packet.beats(), np.uint32) for packet in packets_in])
-            lists.append((beats, sum(4 + _payload(program, tag) for tag in program.packet_tags(traced))))
+            lists.append((beats, program.results_bytes(traced)))
     places = [place(beats.astype("<u4").view(np.uint8)) for beats, _ in lists]
     runs = [Run(at, len(beats), weights, end, size) for at, (beats, size) in zip(places, lists, strict=True)]
     return memory, runs
-
-
-def _payload(program: Program, tag: int) -> int:
-    """Bytes of a packet after its header, filled up to whole words."""
-    if tag == program.COUNTERS_TAG:
-        return 8 * len(isa.COUNTERS)
-    return -(-program.payload_bytes(program.emissions[tag]) // 4) * 4

@@ -21,7 +21,7 @@ module system_bench #(
     wire [BITS-1:0] rdata, wdata;
     wire [BITS/8-1:0] wstrb;
 
-    redcane_system system (
+    redcane system (
         .clk, .rst, .irq,
         .s_axi_awvalid, .s_axi_awready, .s_axi_awaddr, .s_axi_wvalid, .s_axi_wready, .s_axi_wdata, .s_axi_wstrb,
         .s_axi_bvalid, .s_axi_bready, .s_axi_bresp, .s_axi_arvalid, .s_axi_arready, .s_axi_araddr,

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from hw import isa
 from hw.compiler import compile_network
-from hw.generate import TOP
 from hw.parameters import MultiplierKind, Size
 from hw.program import Emission, Program
 from model import reference
 from model.errors import RedcaneError
 from model.files import read_bounded
 from model.qnetwork import Codes, QNetwork
-from sim.runner import simulate
+from sim.system import program_runs, simulate_runs
 
 MAX_PROGRAM = 256 * 2**20
 MAX_DESCRIPTION = 2**20
@@ -78,40 +77,29 @@ def verify(
     answer.
     """
     program, setup = load_program(network, rtl)
-    sources = sorted(rtl.glob("*.v"))
-    modules = [kind.module for kind in program.parameters.kinds]
-    beats, cuts, expected = [setup], [], [0]
     p = program.parameters
     batches = [images[start : start + p.batch] for start in range(0, len(images), p.batch)]
-    for batch in batches:
-        for traced in (True, False):
-            packets = [program.image_packet(batch), program.start_packet(traced)]
-            cuts.append(sum(len(b) for b in beats))
-            beats.append(np.array([beat for packet in packets for beat in packet.beats()], np.uint32))
-            expected.append(len(program.packet_tags(traced)))
+    memory, runs = program_runs(program, setup, batches)
     with tempfile.TemporaryDirectory(prefix="redcane-verify-") as scratch:
-        files = {"beats": str(Path(scratch, "beats.npy")), "received": str(Path(scratch, "received.npz")),
-                 "done": str(Path(scratch, "done"))}  # fmt: skip
-        np.save(files["beats"], np.concatenate(beats))
-        job = {**files, "weights": str((rtl / "weights.bin").absolute()), "word_bytes": p.rows * p.columns,
-               "cuts": cuts, "frames": expected, "seed": seed, "back_pressure": back_pressure,
-               "timeout_cycles": 20 * _upper_cycles(program, len(setup))}  # fmt: skip
-        with _watching(Path(files["done"]), lambda runs: progress(min(len(images), runs // 2 * p.batch))):
-            simulate(sources, TOP, "sim.bench_accelerator", job, seed, isolate_modules=["pe", *modules])
-        with np.load(files["received"], allow_pickle=False) as received:
-            frames = np.split(received["beats"], np.cumsum(received["lengths"])[:-1])
+        done = Path(scratch, "done")
+        # The first run is the set-up; then each batch takes two.
+        with _watching(done, lambda runs: progress(min(len(images), max(0, runs - 1) // 2 * p.batch))):
+            outcomes = simulate_runs(
+                sorted(rtl.glob("*.v")), memory, runs, bus_bits=p.bus_bits, hold=back_pressure, seed=seed,
+                timeout_cycles=20 * _upper_cycles(program, len(setup)),
+                isolate_modules=["pe", *(kind.module for kind in p.kinds)], folder=Path(scratch, "run"), done=done,
+            )  # fmt: skip
 
     board = Scoreboard(program)
     reference_hits = rtl_hits = 0
     counters: list[dict[str, int]] = []
     layers: dict[str, dict[str, int]] = {}
-    position = 0
+    remaining = iter(outcomes[1:])
     for number, batch in enumerate(batches):
         traces = [reference.run(network, image) for image in batch]
         for traced in (True, False):
-            count = len(program.packet_tags(traced))
-            board.batch(number * p.batch, frames[position : position + count], traces, traced)
-            position += count
+            outcome = next(remaining)
+            board.batch(number * p.batch, outcome.packets, traces, traced)
         counters.append(board.counters[-1])
         layers = layers or _by_layer(program, board.counters)
         here = labels[number * p.batch :][: len(batch)]
@@ -131,6 +119,7 @@ def verify(
         "pe_utilisation": busy / (p.batch * sum(cycles) * p.rows * p.columns),
         "counters_first_batch": counters[0],
         "layers_first_batch": layers,
+        "bus_last_batch": outcome.counters,
         "back_pressure": back_pressure,
         "multipliers": [kind.component for kind in p.kinds],
         "array": [p.rows, p.columns],
@@ -179,25 +168,25 @@ class Scoreboard:
         self.counters: list[dict[str, int]] = []  # of the last batch, after each layer and at the end
 
     def batch(
-        self, number: int, frames: list[NDArray[np.uint32]], traces: list[reference.Trace], traced: bool
+        self, number: int, packets: list[tuple[int, bytes]], traces: list[reference.Trace], traced: bool
     ) -> None:
         """Compare the packets of one batch, in the order of execution; `number` is that of its first image."""
         program = self._program
         self.counters = []
-        for tag, frame in zip(program.packet_tags(traced), frames, strict=True):
-            header, payload = int(frame[0]), frame[1:].astype("<u4").tobytes()
-            size = header & 0xFFFFFF
-            if header >> 24 != tag or len(payload) != -(-size // 4) * 4:
-                self._differ(number, f"packet {tag}", [], f"header of tag {tag}", f"tag {header >> 24}, {size} bytes")
-                continue
+        tags = program.packet_tags(traced)
+        if [tag for tag, _ in packets] != tags:
+            got_tags = [tag for tag, _ in packets]
+            self._differ(number, "packets", [], f"tags {tags}", f"tags {got_tags}")
+            return
+        for tag, payload in packets:
             if tag == program.COUNTERS_TAG:
                 values = np.frombuffer(payload, "<u8").tolist()
                 self.counters.append(dict(zip(isa.COUNTERS, values, strict=True)))
                 continue
             emission = program.emissions[tag]
             wanted_size = program.payload_bytes(emission)
-            if size != wanted_size:
-                self._differ(number, emission.boundary, [], f"{wanted_size} bytes", f"{size} bytes")
+            if len(payload) != wanted_size:
+                self._differ(number, emission.boundary, [], f"{wanted_size} bytes", f"{len(payload)} bytes")
                 continue
             got = program.decode(emission, payload)[: len(traces)]
             for index, trace in enumerate(traces):

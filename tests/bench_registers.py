@@ -13,9 +13,9 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 from hw import registers
 from hw.registers import REGISTERS, Access
 from sim.bench import inputs, report
-from sim.bench_accelerator import CLOCK_NS, pauses
-from sim.bench_system import LiteBus
+from sim.bench_system import CLOCK_NS, LiteBus
 from sim.driver import Driver
+from tests.pauses import pauses
 
 
 @cocotb.test()

@@ -12,9 +12,9 @@ from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
 
 from model.errors import RedcaneError
 from sim.bench import inputs, report
-from sim.bench_accelerator import CLOCK_NS, pauses
-from sim.bench_system import LiteBus
+from sim.bench_system import CLOCK_NS, LiteBus
 from sim.driver import Driver, Run
+from tests.pauses import pauses
 
 TIMEOUT_CYCLES = 400_000
 # The payload of each channel that the system drives; `id` and the constants go with the address.

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hw import registers
+from hw.generate import TOP
 from hw.isa import Target
 from hw.registers import Cause
 from hw.system import System, check_sizes
@@ -18,7 +19,7 @@ from hw.verilog import to_verilog
 from model.errors import RedcaneError
 from sim.driver import Run, packets
 from sim.runner import BenchFailed, simulate
-from sim.system import SYSTEM, simulate_runs
+from sim.system import simulate_runs
 from tests.core_standin import CoreStandin
 
 SEED = 5
@@ -175,7 +176,7 @@ def test_latency_is_hidden_and_a_fast_memory_gives_the_same(tmp_path: Path) -> N
     """On the memory of sim.system: random requests with everything held back at random, then one long request at a
     latency that the bursts under way cover; and memory that is not there.
     """
-    bench = Bench(tmp_path, 64, 64, 8, name=SYSTEM, burst=8, outstanding=4)
+    bench = Bench(tmp_path, 64, 64, 8, name=TOP, burst=8, outstanding=4)
     traffic, latency, words = bench.traffic, 3 * 8 - 4, 512
     run = Run(**traffic.run())
     long = np.array(packet(Target.EXP_TABLE, 0, [0, words]), "<u4").view(np.uint8)
