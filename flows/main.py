@@ -75,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_arguments(command)
     command.set_defaults(command=_operations)
+    command = commands.add_parser(
+        "map", help="how the layers lie on the array, and the cycles that they take", description="map: how the "
+        "quantised network's layers lie on the array: cycles, use of the PEs and traffic, without a simulation. Brings "
+        "up to date whatever comes before.",
+    )
+    _add_run_arguments(command)
+    command.set_defaults(command=_map)
     library = commands.add_parser("library", help="the multipliers to choose from")
     actions = library.add_subparsers(title="actions", metavar="ACTION", required=True)
     action = actions.add_parser("import", help="import a folder of EvoApproxLib (its v1.0 layout)")
@@ -158,6 +165,19 @@ def _operations(chosen: argparse.Namespace) -> None:
     from flows.tables import operations_table
 
     print(operations_table(_run(chosen).config.shape()))
+
+
+def _map(chosen: argparse.Namespace) -> None:
+    run = _run(chosen)
+    from flows.stages import bring_up
+    from flows.tables import mapping_table
+    from hw.compiler import compile_network
+    from hw.generate import kinds_of
+
+    bring_up(run, "quantize")
+    network = run.qnetwork()
+    kinds = kinds_of(network, run.library.components)
+    print(mapping_table(compile_network(network, kinds, run.config.accelerator.size())))
 
 
 def _import(chosen: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from hw.program import Program
     from model.network import Shape
 
 
@@ -58,3 +59,37 @@ def operations_table(shape: Shape) -> str:
 def _counts(counts: object) -> list[str]:
     names = ("multiplications", "additions", "divisions", "exponentials", "square_roots")
     return [f"{getattr(counts, name):,}" for name in names]
+
+
+def mapping_table(program: Program) -> str:
+    """How the operations of a compiled network lie on the array, with the cycle model's figures for one image."""
+    from hw.cycles import predict
+    from hw.isa import Opcode
+
+    p = program.parameters
+    jobs = {step.label: step.fields for step in program.plain if step.opcode == Opcode.MATMUL}
+    costs = predict(program)
+    pes = p.rows * p.columns
+
+    def figures(cycles: int, stalls: int, products: int, weight_bytes: int) -> list[str]:
+        use = f"{products / (cycles * pes):.1%}" if products else ""
+        return [f"{cycles / p.batch:,.0f}", f"{stalls / p.batch:,.0f}", use, f"{weight_bytes / p.batch:,.0f}"]
+
+    rows: list[list[object]] = []
+    for label, cost in costs.items():
+        shape = [""] * 4
+        if label in jobs:
+            job = jobs[label]
+            lanes = job["lanes"] if job["chunks"] * job["segments"] > 1 else job["last_lanes"]
+            shape = [
+                f"{job['groups'] * job['blocks']:,}", f"{job['segments'] * job['chunks']:,}",
+                f"{job['images'] * job['rows'] * job['cols']:,}", f"{lanes} x {job['columns']}",
+            ]  # fmt: skip
+            if job.get("split"):
+                shape[3] += " split"
+        rows.append([label, *shape, *figures(cost.cycles, cost.stalls, cost.products, cost.weight_bytes)])
+    sums = [sum(getattr(c, name) for c in costs.values()) for name in ("cycles", "stalls", "products", "weight_bytes")]
+    rows.append(["in all", "", "", "", "", *figures(*sums)])
+    head = ["operation", "blocks", "words a sum", "sums a word", "lanes", "cycles", "stalls", "use", "weight bytes"]
+    size = f"{p.rows} x {p.columns} PEs, batch {p.batch}, bus of {p.bus_bits} bits; cycles, stalls and bytes an image"
+    return f"{size}\n\n{table(head, rows)}"

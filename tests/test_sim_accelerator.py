@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from hw.cycles import predict
 from hw.generate import generate
 from hw.parameters import Size
 from model.errors import RedcaneError
 from model.qnetwork import FORMATS, Coding, Format, Product, QClassCaps, QNetwork, Squash, exp_table, unit_interval
-from sim.verify import verify
+from sim.verify import load_program, verify
 from tests.random_networks import codes, image_codes, networks, requantizer
 
 # Verilog and table of "multipliers" of which two in three are nothing of the kind: they do not commute, and their
@@ -65,12 +66,25 @@ def equal_to_the_reference(
     network: QNetwork, seed: int, shape: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     network = with_verilog_tables(network)
-    result = check(network, seed, *shape, tmp_path_factory.mktemp("rtl"))
+    folder = tmp_path_factory.mktemp("rtl")
+    result = check(network, seed, *shape, folder)
     assert result["first_mismatch"] is None
     assert result["mismatches"] == 0
     assert result["values_compared"] > 3 * np.prod(network.image)
     assert 0 < result["pe_utilisation"] < 1
+    predicted_by_the_cycle_model(network, result, folder)
     assert result["accuracy"]["rtl"] == result["accuracy"]["reference"]
+
+
+def predicted_by_the_cycle_model(network: QNetwork, result: dict, folder: Path) -> None:
+    """Layer by layer the cycles are the model's, but for what back-pressure on the bus adds."""
+    layers: dict[str, list[int]] = {}
+    for label, cost in predict(load_program(network, folder)[0]).items():
+        cycles = layers.setdefault(label.split(".")[0], [0])
+        cycles[0] += cost.cycles - cost.stalls
+    for layer, counted in result["layers_first_batch"].items():
+        assert counted["cycles"] - counted["weight_stalls"] - counted["output_stalls"] == layers[layer][0], layer
+        assert counted["weight_stalls"] >= 0
 
 
 seeds = st.integers(0, 2**16)

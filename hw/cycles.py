@@ -1,0 +1,97 @@
+"""The cycle model: how long a program takes, descriptor by descriptor, and how busy it keeps the PEs.
+
+Exact for every unit, since no step depends on data; what the bus adds is modelled as a stream of weights that delivers
+a beat in every cycle once its first has come. sim.verify holds it against the counters in the RTL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hw import isa
+from hw.isa import Opcode
+from hw.matmul import RESULT
+from hw.program import Program, Step
+
+FETCH = isa.WORDS + 2  # of every descriptor, see hw.sequencer
+LATENCY = 50  # cycles from a request for weights to its first beat, unless told otherwise
+_DIVISION = 7  # half the cycles of the softmax's divider, which bound it for few classes
+
+
+@dataclass
+class Cost:
+    """What all descriptors of one operation take for one batch."""
+
+    cycles: int = 0  # fetching the descriptors included
+    stalls: int = 0  # of these, waiting for weights
+    products: int = 0  # lanes that hold operands, summed over the steps
+    weight_bytes: int = 0  # that come over the bus
+    jobs: int = 0
+
+
+def steps(fields: dict[str, int]) -> int:
+    """Cycles of a MATMUL's loop nest."""
+    result = 1
+    for name in ("groups", "blocks", "segments", "chunks", "images", "rows", "cols"):
+        result *= fields[name]
+    return result
+
+
+def products(fields: dict[str, int]) -> int:
+    """Lanes with operands, summed over the steps of a MATMUL."""
+    lanes = (fields["chunks"] - 1) * fields["lanes"] + fields["last_lanes"]
+    columns = (fields["blocks"] - 1) * fields["columns"] + fields["last_columns"]
+    others = fields["groups"] * fields["segments"] * fields["images"] * fields["rows"] * fields["cols"]
+    return others * lanes * columns
+
+
+def predict(program: Program, latency: int = LATENCY) -> dict[str, Cost]:
+    """The cost of every operation ("layer.operation", and "class") of the plain program, for one batch.
+
+    `latency` is that of the external memory in cycles. Sending counters is not counted, as they stand still meanwhile.
+    """
+    p = program.parameters
+    costs: dict[str, Cost] = {}
+    now = 0
+    arrived = latency  # when the last word so far has come
+    freed: list[int] = []  # when each word's last use was over
+    for step in program.plain:
+        if step.opcode == Opcode.HALT:
+            continue
+        cost = costs.setdefault(step.label, Cost())
+        begin = now
+        now += FETCH
+        if step.opcode == Opcode.MATMUL:
+            cost.jobs += 1
+            cost.products += products(step.fields)
+            if step.weights:
+                words = step.weights[1]
+                use = steps(step.fields) // words
+                cost.weight_bytes += words * p.word_bits // 8
+                for _ in range(words):
+                    room = freed[-p.weight_words] if len(freed) >= p.weight_words else 0
+                    arrived = max(arrived, room) + p.word_beats
+                    cost.stalls += max(0, arrived - now)
+                    now = max(now, arrived) + use
+                    freed.append(now)
+            else:
+                now += steps(step.fields)
+            now += RESULT + 1
+        else:
+            now += _side_unit(step, p.lanes)
+        cost.cycles += now - begin
+    return costs
+
+
+def _side_unit(step: Step, lanes: int) -> int:
+    """Cycles of a descriptor that is not the array's, as the units' docstrings say."""
+    fields = step.fields
+    if step.opcode == Opcode.SQUASH:
+        words = -(-fields["dim"] // lanes)
+        return fields["count"] * words + 5 if fields.get("classify") else (fields["count"] + 1) * 2 * words + 5
+    if step.opcode == Opcode.SOFTMAX:
+        classes, blocks = fields["classes"], -(-fields["inputs"] // lanes)
+        return (blocks + 2) * 2 * max(classes, _DIVISION) + 2 * classes + 8
+    if step.opcode == Opcode.EMIT:
+        return 1 + 3 * -(-fields["count"] // 4)
+    return 0
