@@ -28,6 +28,7 @@ from hw.compiler import compile_network
 from hw.generate import TOP, generate
 from hw.parameters import MultiplierKind, Parameters, Size
 from hw.pe import PE
+from hw.system import System
 from hw.verilog import to_verilog
 from model import qfile, reference
 from model.emulation import Emulator
@@ -70,7 +71,8 @@ def hardware(size: Size) -> tuple[Parameters, dict[str, str]]:
     """Parameters with room for any network, and the Verilog made of them."""
     least = compile_network(draw(0), KINDS, size).parameters
     parameters = replace(least, affine=True, split=True, **ROOM)
-    return parameters, {TOP: to_verilog(Accelerator(parameters), TOP), "pe": to_verilog(PE(KINDS), "pe")}
+    system = System(Accelerator(parameters), parameters.word_bits // 8)
+    return parameters, {TOP: to_verilog(system, TOP), "pe": to_verilog(PE(KINDS), "pe")}
 
 
 def fits(network: QNetwork, size: Size) -> bool:
@@ -90,6 +92,7 @@ def difference(network: QNetwork, images: np.ndarray, size: Size, number: int) -
         tempfile.TemporaryDirectory(prefix="redcane-fuzz-") as folder,
         patch("hw.generate.kinds_of", lambda network, components: KINDS),
         patch("hw.generate.Accelerator"),
+        patch("hw.generate.System"),
         patch("hw.generate.PE"),
         patch("hw.generate.to_verilog", lambda component, name: texts[name]),
     ):
