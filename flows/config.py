@@ -33,7 +33,7 @@ Side = Literal[4, 8, 16, 32, 64]
 class Train(Section):
     """How the network is trained. The weights of the epoch that was best on the validation split are kept."""
 
-    LATER = frozenset({"flip"})
+    LATER = frozenset({"flip", "bfloat16"})
 
     epochs: Positive = Field(120, description="passes over the training images, at most")
     batch: Positive = Field(32, description="images in a step")
@@ -48,6 +48,9 @@ class Train(Section):
         0.05, description="augmentation: largest change of size, fraction"
     )
     flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
+    bfloat16: bool = Field(
+        False, description="mixed precision on a CPU too: faster where it has AVX512_BF16 or AMX, much slower elsewhere"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         exclude=True,  # where it is computed is no part of what is computed

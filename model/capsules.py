@@ -57,7 +57,13 @@ def route(votes: Tensor, iterations: int, tap: Tap = identity, layer: str = "cla
     Axes between the images and the input capsules, such as positions, are routed each by itself. The coupling
     coefficients of an input capsule are a softmax over the OUTPUT capsules; they start equal.
     Gradients flow through the last iteration's votes only: the coefficients are treated as constants.
+    Where a training computes in mixed precision, the routing stays in that of the votes: it would be slower otherwise.
     """
+    with torch.autocast(votes.device.type, enabled=False):
+        return _route(votes, iterations, tap, layer)
+
+
+def _route(votes: Tensor, iterations: int, tap: Tap, layer: str) -> Tensor:
     logits = votes.new_zeros(votes.shape[:-1])  # b: (N, ..., I, J)
     for iteration in range(iterations):
         last = iteration == iterations - 1

@@ -46,6 +46,7 @@ class TrainingRecipe:
     scale: float = 0.05  # fraction
     seed: int = 0
     flip: bool = False  # mirror half of the images left to right
+    bfloat16: bool = False  # convolutions and votes in bfloat16 on the CPU too, as always on a GPU
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0)):
@@ -189,8 +190,8 @@ def train(
     network.to(pick_device(device))
     if recipe.reconstruction > 0 and network.decoder is None:
         raise RedcaneError("training.reconstruction: the network has no decoder; give network.decoder its hidden sizes")
-    # A recipe that does not mirror is what it was before there was mirroring: its checkpoints stay good.
-    steps = {name: value for name, value in asdict(recipe).items() if name != "flip" or value}
+    # A recipe without a later addition is what it was before there was that: its checkpoints stay good.
+    steps = {name: value for name, value in asdict(recipe).items() if name not in ("flip", "bfloat16") or value}
     run = json.dumps([steps, asdict(network.shape), dataset.digest(), *([basis] if basis is not None else [])])
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
     history, best = History(), _weights(network)
@@ -247,7 +248,7 @@ def _epoch(
     network.train()
     for chosen in torch.randperm(len(labels), generator=generator).split(recipe.batch):
         x, y = augment(images[chosen].to(device), recipe, generator), labels[chosen].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16 or device.type == "cuda"):
             v = forward(network, x) if forward else network(x, _in_single_precision)
             loss = margin_loss(v, y)
             if recipe.reconstruction > 0:
@@ -264,7 +265,7 @@ def _epoch(
 def _in_single_precision(
     layer: str, operation: str, output: Tensor, iteration: int, operands: tuple[Tensor, ...]
 ) -> Tensor:
-    """The tap of mixed precision: what a GPU multiplied in bfloat16 goes on as float32, in which squash is computed."""
+    """The tap of mixed precision: what was multiplied in bfloat16 goes on as float32, in which squash is computed."""
     return output.float()
 
 

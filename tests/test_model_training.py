@@ -27,6 +27,9 @@ DIGITS = CapsNetShape(
 RECIPE = TrainingRecipe(epochs=5, batch=64, reconstruction=0.01, seed=3)
 
 
+MIXED = dataclasses.replace(RECIPE, bfloat16=True)
+
+
 @pytest.fixture(scope="module")
 def few() -> Dataset:
     digits = load("digits")
@@ -61,11 +64,12 @@ def test_augmentation_is_small_and_repeatable() -> None:
     assert torch.all(moved[:, 0, 3:6, 3:6].sum(dim=(1, 2)) > 0.999), "within one pixel of where it was"
 
 
+@pytest.mark.parametrize("recipe", [RECIPE, MIXED], ids=["single", "mixed"])
 def test_killed_after_any_epoch_it_ends_with_the_same_weights(
-    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: TrainingRecipe
 ) -> None:
     whole = initial(TINY, 3)
-    history = train(whole, few, RECIPE, tmp_path / "whole")
+    history = train(whole, few, recipe, tmp_path / "whole")
     save = training._save
 
     def save_and_die(*arguments) -> None:  # type: ignore[no-untyped-def]
@@ -73,14 +77,35 @@ def test_killed_after_any_epoch_it_ends_with_the_same_weights(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "_save", save_and_die)
-    for _ in range(RECIPE.epochs):
+    for _ in range(recipe.epochs):
         with pytest.raises(KeyboardInterrupt):
-            train(initial(TINY, 3), few, RECIPE, tmp_path / "killed")
+            train(initial(TINY, 3), few, recipe, tmp_path / "killed")
     network = initial(TINY, 3)
-    assert train(network, few, RECIPE, tmp_path / "killed") == history, "nothing is left to do but to load the best"
+    assert train(network, few, recipe, tmp_path / "killed") == history, "nothing is left to do but to load the best"
     assert same(network, whole)
     assert not same(network, initial(TINY, 3))
-    assert len(history.loss) == RECIPE.epochs and history.loss[-1] < history.loss[0]
+    assert len(history.loss) == recipe.epochs and history.loss[-1] < history.loss[0]
+
+
+def test_mixed_precision_multiplies_in_bfloat16_and_routes_in_single(few: Dataset, tmp_path: Path) -> None:
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def watched(network: CapsNet, x: torch.Tensor) -> torch.Tensor:
+        def tap(layer: str, operation: str, output: torch.Tensor, iteration: int, operands: object) -> torch.Tensor:
+            if network.training:
+                seen.setdefault(f"{layer}.{operation}", set()).add(output.dtype)
+            return output.float()
+
+        return network(x, tap)
+
+    single, mixed = initial(TINY, 3), initial(TINY, 3)
+    train(single, few, RECIPE, tmp_path / "s")
+    train(mixed, few, MIXED, tmp_path / "m", forward=watched)
+    for name, types in seen.items():
+        multiplied = name in ("conv1.mac", "primary.mac", "classcaps.votes")
+        assert types == {torch.bfloat16 if multiplied else torch.float32}, name
+    assert not same(single, mixed)
+    assert all(parameter.dtype is torch.float32 for parameter in mixed.parameters())
 
 
 def test_the_best_epoch_is_restored(few: Dataset, tmp_path: Path) -> None:
