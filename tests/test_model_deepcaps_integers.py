@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from random_deepcaps import deepcaps
 from random_networks import image_codes
 
-from hw.compiler import Compiler
+from hw.compiler import compile_network
 from hw.parameters import MultiplierKind, Size
 from model import reference
 from model.capture import capture
@@ -211,4 +211,4 @@ def test_formats_of_one_tensor_and_no_hardware(trained: tuple[DeepCaps, Dataset]
         with pytest.raises(RedcaneError, match="give them one"):
             quantize(network, images, formats | {key: "affine"})
     with pytest.raises(RedcaneError, match=r"cell1\.conv1: .* of a DeepCaps there is no hardware yet"):
-        Compiler(mixed, (MultiplierKind("exact", "exact"),), Size()).program()
+        compile_network(mixed, (MultiplierKind("exact", "exact"),), Size())

@@ -1,0 +1,113 @@
+"""Descriptors one after the other: what all layers share in their way from a layer to steps of a program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hw.isa import Opcode
+from hw.layout import Layout
+from hw.parameters import Parameters
+from hw.program import Emission, Program, Region, Step, vote_words
+from model.errors import RedcaneError
+from model.qnetwork import Coding, Product, Requantizer, Squash
+
+MAX_PIXELS = 1024  # accumulators a column
+
+
+class Assembler:
+    """The steps of a program as they are written, and what is emitted. `label` ("layer.operation") says what the next
+    steps are for.
+    """
+
+    def __init__(self, parameters: Parameters, layout: Layout) -> None:
+        self.p, self.layout = parameters, layout
+        self.label = ""
+        self.steps: list[Step] = []
+        self.emissions: dict[int, Emission] = {}
+        self.pixels = 2  # accumulators a column that the jobs so far need
+        self._kind = {kind.component: index for index, kind in enumerate(parameters.kinds)}
+
+    def step(self, opcode: Opcode, weights: tuple[int, int] | None = None, **fields: Any) -> None:
+        """A descriptor, and the words of weights (the first, and how many) that it takes."""
+        self.steps.append(Step(self.label, opcode, fields, weights))
+
+    def matmul(self, product: Product, weights: tuple[int, int] | None, **fields: int) -> None:
+        """A job of the array. Loops that are not told run once."""
+        job = {**dict.fromkeys(("groups", "blocks", "segments", "chunks", "images", "rows", "cols"), 1), **fields}
+        self.pixels = max(self.pixels, job["images"] * job["rows"] * job["cols"])
+        affine = product.format == "affine"
+        self.step(
+            Opcode.MATMUL,
+            weights,
+            **job,
+            kind=self._kind[product.component],
+            a_signed=int(product.a.kind == "signed"),
+            b_signed=int(product.b.kind == "signed"),
+            align=product.align,
+            za=product.a.zero_point if affine else 0,
+            zb=product.b.zero_point if affine else 0,
+            requantize=_requantize(product.requantizer, product.out),
+        )
+
+    def squash(self, unit: Squash, source: Region, destination: Region, capsules: int, dim: int) -> None:
+        """The squash of so many capsules an image."""
+        self.step(
+            Opcode.SQUASH,
+            in_signed=1,
+            table=self.layout.squash_table(unit.table),
+            count=capsules * self.p.batch,
+            dim=dim,
+            source=source.base,
+            destination=destination.base,
+            shift=unit.shift,
+            zero_point=unit.out.zero_point,
+            lo=unit.out.lo,
+            hi=unit.out.hi,
+            signed_out=int(unit.out.kind == "signed"),
+        )
+
+    def classify(self, capsules: Region) -> None:
+        """The classes of output capsules, and their packet."""
+        self.label = "class"
+        result = self.layout.place((), Coding("unsigned", 1.0))
+        for number in range(self.p.batch):
+            self.step(
+                Opcode.SQUASH,
+                classify=1,
+                in_signed=int(capsules.coding.kind == "signed"),
+                in_zero_point=capsules.coding.zero_point,
+                count=capsules.shape[0],
+                dim=capsules.shape[1],
+                source=capsules.base + number * capsules.size,
+                destination=result.base + number,
+            )
+        self.emissions[Program.CLASS_TAG] = Emission("class", result)
+        self.step(Opcode.EMIT, tag=Program.CLASS_TAG, base=result.base, count=result.total)
+
+    def emit(self, boundary: str, region: Region) -> None:
+        """The packet of a boundary, in the traced program only."""
+        tag = len(self.emissions) + 1
+        if tag >= Program.COUNTERS_TAG:
+            raise RedcaneError("the network has more boundaries than the 254 that a trace can tell apart")
+        self.emissions[tag] = Emission(boundary, region)
+        count = region.images * vote_words(region.shape, self.p.square) if region.votes else region.total
+        self.step(Opcode.EMIT, votes=int(region.votes), tag=tag, base=region.base, count=count)
+
+    def counters(self) -> None:
+        """The counters as they stand."""
+        self.step(Opcode.COUNTERS, tag=Program.COUNTERS_TAG)
+
+    def halt(self) -> None:
+        """The end of the program."""
+        self.step(Opcode.HALT)
+
+
+def _requantize(unit: Requantizer, out: Coding) -> dict[str, int]:
+    return {
+        "multiplier": unit.multiplier,
+        "shift": unit.shift,
+        "zero_point": unit.zero_point,
+        "lo": unit.lo,
+        "hi": unit.hi,
+        "signed_out": int(out.kind == "signed"),
+    }

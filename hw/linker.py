@@ -1,0 +1,60 @@
+"""Steps become a program: with requests for weights in their places, as words, on memories that are large enough."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from hw import isa
+from hw.assembler import Assembler
+from hw.isa import Opcode, Target
+from hw.program import Packet, Program, Region, Step
+
+
+def link(assembler: Assembler, image: Region) -> Program:
+    """The program of all steps, for images at `image`."""
+    p, layout = assembler.p, assembler.layout
+    traced = with_fetches(assembler.steps, p.word_bits // 8)
+    plain = [s for s in traced if s.opcode != Opcode.EMIT or s.fields["tag"] == Program.CLASS_TAG]
+    code = np.array([word for s in plain + traced for word in isa.encode(s.opcode, s.fields)], np.uint32)
+    parameters = replace(
+        p,
+        activation_bytes=_power_of_two(layout.activation_bytes + p.lanes),
+        vote_words=layout.vote_words,
+        bias_words=max(2, layout.bias_words),
+        pixels=assembler.pixels,
+        program_words=len(code) + isa.WORDS,  # the fetch may look past the end
+        tables=_power_of_two(layout.pages),
+    )
+    setup = [Packet(Target.PROGRAM, 0, code), *layout.setup()]
+    entries = 0, len(plain) * isa.WORDS
+    return Program(parameters, setup, layout.weight_bytes(), plain, traced, *entries, image, assembler.emissions)
+
+
+def with_fetches(steps: list[Step], word_bytes: int) -> list[Step]:
+    """The steps with their FETCH descriptors.
+
+    Weights that lie and are used one after the other are asked for at once. A request goes out before the first job of
+    the request before it: early enough to load ahead, and never so many that the sequencer, waiting to hand one over,
+    keeps the job from starting that would make room.
+    """
+    runs: list[tuple[Step, int, int]] = []  # first job, first word, words
+    for step in steps:
+        if step.weights is None:
+            continue
+        first, words = step.weights
+        if runs and runs[-1][1] + runs[-1][2] == first:
+            job, start, known = runs[-1]
+            runs[-1] = job, start, known + words
+        else:
+            runs.append((step, first, words))
+    before: dict[int, list[Step]] = {id(job): [] for job, _, _ in runs}
+    for number, (job, first, words) in enumerate(runs):
+        fetch = Step(job.label, Opcode.FETCH, {"address": first * word_bytes, "words": words})
+        before[id(runs[max(0, number - 1)][0])].append(fetch)
+    return [s for step in steps for s in (*before.get(id(step), ()), step)]
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(1, (least - 1).bit_length())
