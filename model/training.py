@@ -200,12 +200,12 @@ def train(
 
     with (
         worthwhile_threads(network),
-        tqdm(total=recipe.epochs, initial=len(history.loss), desc=title, unit="epoch") as progress,
+        _bar(title, recipe.epochs, len(history.loss), len(dataset.train.labels)) as progress,
     ):
         for epoch in range(len(history.loss), recipe.epochs):
             if epoch - history.best > recipe.patience and history.best >= 0:
                 break
-            history.loss.append(_epoch(network, dataset, recipe, optimizer, epoch, forward))
+            history.loss.append(_epoch(network, dataset, recipe, optimizer, epoch, forward, progress.update))
             validated = evaluate(network, dataset.validation.images, dataset.validation.labels, forward=forward)
             history.validation.append(validated[0])
             history.validation_loss.append(validated[1])
@@ -214,11 +214,16 @@ def train(
             if history.better():
                 history.best, best = epoch, _weights(network)
             _save(checkpoint, digest(run.encode()), network, optimizer, best, history)
-            progress.set_postfix(loss=f"{history.loss[-1]:.4f}", validation=f"{100 * validated[0]:.2f}%")
-            progress.update()
+            reached = f"{100 * validated[0]:.2f}%"
+            progress.set_postfix(epoch=epoch + 1, loss=f"{history.loss[-1]:.4f}", validation=reached)
     network.load_state_dict(best)
     network.cpu()
     return history
+
+
+def _bar(title: str, epochs: int, finished: int, images: int) -> tqdm:
+    """Progress in images, since an epoch of a large network takes minutes."""
+    return tqdm(total=epochs * images, initial=finished * images, desc=title, unit="image", unit_scale=True)
 
 
 def check_fit(shape: Shape, dataset: Dataset) -> None:
@@ -237,8 +242,9 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     epoch: int,
     forward: Forward | None,
+    done: Callable[[int], object],
 ) -> float:
-    """One pass over the training images in an order of its own; returns the mean loss."""
+    """One pass over the training images in an order of its own; returns the mean loss. `done` hears of every batch."""
     generator = torch.Generator().manual_seed(derive_seed("epoch", recipe.seed, epoch))
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
@@ -258,6 +264,7 @@ def _epoch(
         loss.backward()
         optimizer.step()
         total += loss.detach().double() * len(chosen)
+        done(len(chosen))
     network.eval()
     return float(total) / len(labels)
 
