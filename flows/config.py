@@ -197,6 +197,12 @@ class Config(Section):
         description="steps 2 to 6 measure accuracies on the validation images and on so many copies of each, "
         "moved about as in training; 0 does where validation images are many",
     )
+    weights: str | None = Field(
+        None,
+        exclude=True,  # what is in the file counts, not where it lies
+        description="published weights of the network, a path relative to this file: the train stage takes them and "
+        "does not train; null, or the option `--train-anew`, trains",
+    )
     network: Network
     train: Train = Train()
     analyze: Analyze = Analyze()
@@ -215,7 +221,7 @@ class Config(Section):
         what is wrong with it.
         """
         data = read_yaml(path)
-        for section, key in (((), "data_dir"), (("synthesize",), "liberty")):
+        for section, key in (((), "data_dir"), ((), "weights"), (("synthesize",), "liberty")):
             place = data.get(section[0]) if section else data
             if isinstance(place, dict) and isinstance(place.get(key), str):
                 place[key] = str(path.parent / place[key])
@@ -240,8 +246,16 @@ class Config(Section):
         return {**data, "network": {"kind": "capsnet", **network}} if isinstance(network, dict) else data
 
     def shape(self) -> Shape:
-        """The network's sizes; raises RedcaneError when they do not fit together."""
-        return self.network.shape()
+        """The network's sizes; raises RedcaneError when they do not fit together.
+
+        Published weights come without a decoder.
+        """
+        shape = self.network.shape()
+        return shape if self.weights is None else replace(shape, decoder=())
+
+    def training_anew(self) -> Config:
+        """The same, but trained where it would take published weights."""
+        return self.model_copy(update={"weights": None})
 
     def recipe(self) -> TrainingRecipe:
         """How to train."""

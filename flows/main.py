@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import characterize_command, evolve_command, fetch_command, profile_command
+from flows import characterize_command, evolve_command, fetch_command, profile_command, publish_command
 from model.errors import RedcaneError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_arguments(command)
     command.set_defaults(command=_map)
+    publish_command.add_parser(commands)
     library = commands.add_parser("library", help="the multipliers to choose from")
     actions = library.add_subparsers(title="actions", metavar="ACTION", required=True)
     action = actions.add_parser("import", help="import a folder of EvoApproxLib (its v1.0 layout)")
@@ -114,6 +115,9 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data", type=Path, metavar="DIR", help="folder that holds the data sets, in place of the configured one"
     )
+    command.add_argument(
+        "--train-anew", action="store_true", help="train, though the configuration names published weights"
+    )
     command.add_argument("--liberty", type=Path, metavar="FILE", help="Liberty file to give areas")
     command.add_argument("--fpga", choices=("ecp5", "xilinx"), help="FPGA family to map to as well")
     command.add_argument(
@@ -143,6 +147,8 @@ def _run(chosen: argparse.Namespace) -> Run:
     config = Config.load(chosen.config, overrides)
     if getattr(chosen, "stage", None) == "finetune" and config.finetune.epochs == 0:
         config = Config.load(chosen.config, {**overrides, "finetune.epochs": FINETUNE_EPOCHS})
+    if chosen.train_anew:
+        config = config.training_anew()
     if chosen.workers is not None and not 1 <= chosen.workers <= 1024:
         raise RedcaneError(f"--workers: {chosen.workers} should be a number from 1 to 1024")
     return Run(config, chosen.runs / config.name, chosen.workers, chosen.scheduler)

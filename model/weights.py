@@ -21,9 +21,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     write_atomic(path, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file; RedcaneError when it is missing, truncated or foreign."""
-    content = read_bounded(path, SIZE_LIMIT)
+def read_tensors(path: Path, limit: int = SIZE_LIMIT) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file of at most `limit` bytes.
+
+    Raises RedcaneError when it is missing, larger, truncated or foreign.
+    """
+    content = read_bounded(path, limit)
     try:
         tensors = safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError) as error:
