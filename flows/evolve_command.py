@@ -34,6 +34,8 @@ def add_parser(actions: argparse._SubParsersAction[Any]) -> None:
     )
     for name, text in LIMITS.items():
         action.add_argument(f"--{name}", type=float, metavar="PERCENT", help=text)
+    action.add_argument("--zero", action="store_true", help="products with a zero operand must be zero, whatever else "
+                        "may be wrong")
     action.add_argument("--half-normal", type=float, metavar="DEVIATION", help="weigh small operands more, as networks "
                         "have them: half-normal with this deviation")
     action.add_argument("--operands", type=Path, metavar="CONFIG", help="weigh operands as this run's network has them")
@@ -66,7 +68,8 @@ def evolve_component(chosen: argparse.Namespace) -> None:
     from model.multipliers.netlist import cache_folder
 
     check_name(chosen.name)
-    limits = Limits(**{name.replace("-", "_"): getattr(chosen, name.replace("-", "_")) for name in LIMITS})
+    limits = Limits(**{name.replace("-", "_"): getattr(chosen, name.replace("-", "_")) for name in LIMITS},
+                    zero=chosen.zero)
     weights = operands = None
     if (chosen.operands is None) != (chosen.operation is None):
         raise RedcaneError("--operands and --operation go together: which run's network, and which of its operations")

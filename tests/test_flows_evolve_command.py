@@ -32,9 +32,11 @@ def test_a_component_is_added(capsys: pytest.CaptureFixture[str]) -> None:
     found = first.get(name)
     assert found.figures.mae_percent <= 2 and found.figures.wce_percent <= 20
     assert found.provenance.startswith("redcane library evolve --mae 2 --wce 20 --evaluations 4000 --seed 3")
-    options = ("--weighted-mae", "0.1", "--mae", "2", "--half-normal", "48", "--evaluations", "2000")
+    options = ("--weighted-mae", "0.1", "--mae", "2", "--half-normal", "48", "--zero", "--evaluations", "2000")
     assert evolve(*options, "--name", "own", "--component", "small") == 0
     assert set(load_library("own").components) == {"mul8u_exact", "small", name}
+    small = load_library("own").get("small")
+    assert not small.table[0].any() and not small.table[:, 0].any() and " --zero " in small.provenance
 
 
 @pytest.mark.parametrize(("options", "told"), [

@@ -46,6 +46,7 @@ struct Limits {
     int64_t bias;      // |sum of E|
     int64_t weighted;  // of weight * |E|
     int64_t weighted_bias;  // |sum of weight * E|
+    int64_t zero;      // no sum either: above 0, products with a zero operand must be zero
     double variance;   // of E, times PAIRS^2
 };
 
@@ -56,6 +57,7 @@ struct Problem {
     Function function[FUNCTIONS];
     uint16_t order[PAIRS];  // pair a * 256 + b at each position
     std::vector<Block> operands, products, weights;  // [BLOCKS][16], [BLOCKS][16], [BLOCKS][weight_bits]
+    std::vector<Block> zeros;  // [BLOCKS]: whether an operand is zero
     int blocks[BLOCKS];     // in the order of evaluation: those that refuted a circuit last come first
 };
 
@@ -169,11 +171,16 @@ bool keeps(Problem &problem, Program &program) {
         program.run(problem, block);
         bool broken = false;
         for (int j = 0; j < WIDTH && !broken; j++) {
-            Vector error[BITS], magnitude[BITS], borrow{};
+            Vector error[BITS], magnitude[BITS], borrow{}, product{};
             for (int k = 0; k < BITS; k++) {  // E = P' - P, two's complement; `borrow` ends as its sign
                 const Vector ours = program.signals[program.outputs[k]].v[j], exact = problem.products[16 * block + k].v[j];
                 error[k] = ours ^ exact ^ borrow;
                 borrow = (~ours & (exact | borrow)) | (exact & borrow);
+                product |= ours;
+            }
+            if (limits.zero > 0 && any(product & problem.zeros[block].v[j])) {
+                broken = true;
+                break;
             }
             const Vector sign = borrow;
             Vector carry = sign;
@@ -287,6 +294,7 @@ void *problem_new(const Limits *limits, int functions, const uint8_t *truth_tabl
     problem->operands.assign(16 * BLOCKS, zero);
     problem->products.assign(16 * BLOCKS, zero);
     problem->weights.assign(size_t(problem->weight_bits) * BLOCKS, zero);
+    problem->zeros.assign(BLOCKS, zero);
     for (int block = 0; block < BLOCKS; block++) problem->blocks[block] = block;
     for (int position = 0; position < PAIRS; position++) {
         const int block = position / BLOCK_PAIRS, bit = position % BLOCK_PAIRS;
@@ -296,6 +304,7 @@ void *problem_new(const Limits *limits, int functions, const uint8_t *truth_tabl
             set(problem->operands[16 * block + 8 + k], bit, b >> k & 1);
         }
         for (int k = 0; k < BITS; k++) set(problem->products[16 * block + k], bit, a * b >> k & 1);
+        set(problem->zeros[block], bit, a * b == 0);
         if (!weights) continue;
         for (int w = 0; w < problem->weight_bits; w++)
             set(problem->weights[size_t(problem->weight_bits) * block + w], bit, weights[pair] >> w & 1);

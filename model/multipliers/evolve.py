@@ -50,16 +50,24 @@ class Limits:
     """Absolute value of the mean error. Over sums of K products the bias adds up with K, the deviation with sqrt(K)."""
     weighted_mae: float | None = None
     weighted_bias: float | None = None
+    zero: bool = False
+    """No limit on an error: products with a zero operand must be zero. Half of a network's operands are, and a product
+    of them that is not is added to every sum and switches with the sign in the sign-magnitude format."""
+
+    def figures(self) -> dict[str, float]:
+        """The limits that are given, by name."""
+        return {name: value for name, value in asdict(self).items() if name != "zero" and value is not None}
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is not None and not (math.isfinite(value) and 0 <= value <= 100):
+        for name, value in self.figures().items():
+            if not (math.isfinite(value) and 0 <= value <= 100):
                 raise RedcaneError(f"the limit {name} is {value:g}: give a percentage of 65536 from 0 to 100")
         if self.mae is None and self.wce is None and self.std is None and self.weighted_mae is None:
             raise RedcaneError("evolution needs a limit on the error: give at least one of mae, wce, std, weighted_mae")
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} <= {value:g} %" for name, value in asdict(self).items() if value is not None)
+        limits = [f"{name} <= {value:g} %" for name, value in self.figures().items()]
+        return ", ".join([*limits, "zero times anything is zero"] if self.zero else limits)
 
 
 @dataclass(frozen=True)
@@ -194,4 +202,4 @@ def _sums(limits: Limits, weights: NDArray[np.int32] | None) -> SumLimits:
             square = math.floor((limits.std**2 + min(means) ** 2) * (FULL / 100) ** 2 * pairs * (1 + 1e-12))
     return SumLimits(absolute=total(limits.mae, pairs), worst=total(limits.wce, 1), square=square,
                      bias=total(limits.bias, pairs), weighted=total(limits.weighted_mae, weight),
-                     weighted_bias=total(limits.weighted_bias, weight), variance=variance)
+                     weighted_bias=total(limits.weighted_bias, weight), zero=int(limits.zero), variance=variance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +39,8 @@ class Recipe:
 
     def command(self) -> str:
         """The command line that makes it."""
-        options = [f"--{name.replace('_', '-')} {value:g}" for name, value in asdict(self.limits).items()
-                   if value is not None]
+        options = [f"--{name.replace('_', '-')} {value:g}" for name, value in self.limits.figures().items()]
+        options += ["--zero"] if self.limits.zero else []
         options += [f"--half-normal {self.half_normal:g}"] if self.half_normal is not None else []
         options += [self.operands] if self.operands is not None else []
         options += [f"--start {self.start}"] if self.start != ARRAY else []

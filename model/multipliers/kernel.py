@@ -20,10 +20,13 @@ _PAIRS = 1 << 16
 
 
 class SumLimits(ctypes.Structure):
-    """What the sums over all 65,536 operand pairs may reach, as the kernel takes it; -1: no limit. See cgp.cpp."""
+    """What the sums over all 65,536 operand pairs may reach, as the kernel takes it; -1: no limit. See cgp.cpp.
+
+    `zero` is no sum: above 0 it demands that products with a zero operand are zero.
+    """
 
     _fields_ = [(name, ctypes.c_int64) for name in ("absolute", "worst", "square", "bias", "weighted", "weighted_bias")]
-    _fields_ += [("variance", ctypes.c_double)]
+    _fields_ += [("zero", ctypes.c_int64), ("variance", ctypes.c_double)]
 
 
 class Kernel:
