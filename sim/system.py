@@ -11,7 +11,7 @@ import numpy as np
 from amaranth.utils import ceil_log2
 from numpy.typing import NDArray
 
-from hw.program import Program
+from hw.program import Packet, Program
 from model.qnetwork import Codes
 from sim.driver import Run, packets
 from sim.runner import simulate
@@ -43,12 +43,14 @@ def simulate_runs(
     isolate_modules: Sequence[str] = (),
     folder: Path | None = None,
     done: Path | None = None,
+    memory_bytes: int = 0,
 ) -> list[Outcome]:
     """Do `runs`, one after the other, on the system in `sources` (module `redcane`) and a memory that holds the
     bytes `memory` at their addresses.
 
     The memory answers after `latency` cycles, and each of its channels holds back in the share `hold` of all cycles
-    (0 to 1, at random from `seed`). `done` is a file that grows by one byte a run.
+    (0 to 1, at random from `seed`). `done` is a file that grows by one byte a run. The memory holds at least
+    `memory_bytes`: simulations of different content with a memory of the same size share a build.
 
     Raises sim.runner.BenchFailed when a run breaks off, ends in no interrupt within `timeout_cycles`, or breaks the
     protocol of AXI4; RedcaneError when a tool is missing or the sources do not compile.
@@ -56,7 +58,7 @@ def simulate_runs(
     width = bus_bits // 8
     end = max([address + len(content) for address, content in memory.items()]
               + [run.results_address + run.results_size for run in runs])  # fmt: skip
-    words = 1 << ceil_log2(-(-end // width))
+    words = 1 << ceil_log2(-(-max(end, memory_bytes) // width))
     with tempfile.TemporaryDirectory(prefix="redcane-system-") as scratch:
         files = {name: str(Path(scratch, name)) for name in ("memory.npz", "results.npz", "done")}
         np.savez(files["memory.npz"], **{str(address): content for address, content in memory.items()})  # type: ignore[arg-type]
@@ -77,28 +79,39 @@ def simulate_runs(
     ]
 
 
-def program_runs(
-    program: Program, setup: NDArray[np.uint32], batches: Sequence[Codes]
-) -> tuple[dict[int, NDArray[np.uint8]], list[Run]]:
+class Memory:
+    """The content of a memory, laid out piece behind piece, each at a page of its own."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[int, NDArray[np.uint8]] = {}
+        self.end = 0
+
+    def place(self, content: NDArray[np.uint8]) -> int:
+        """The address where `content` will lie."""
+        address = self.reserve(len(content))
+        self.pieces[address] = content
+        return address
+
+    def reserve(self, size: int) -> int:
+        """The address of room for `size` bytes."""
+        address, self.end = self.end, self.end + -(-size // PAGE) * PAGE
+        return address
+
+    def run(self, weights: int, commands: Sequence[Packet], results_size: int) -> Run:
+        """A run that plays `commands`, with its program's weights at `weights`, and room for its results."""
+        beats = np.concatenate([np.array(packet.beats(), "<u4") for packet in commands])
+        return Run(self.place(beats.view(np.uint8)), len(beats), weights, self.reserve(results_size), results_size)
+
+
+def program_runs(program: Program, setup: NDArray[np.uint32], batches: Sequence[Codes]) -> tuple[Memory, list[Run]]:
     """The memory for a compiled network, and the runs: one of the `setup` beats, then two for every batch of image
     codes (N, H, W, C), with every boundary emitted and as in use.
     """
-    memory: dict[int, NDArray[np.uint8]] = {}
-    end = 0
-
-    def place(content: NDArray[np.uint8]) -> int:
-        nonlocal end
-        address, end = end, end + -(-len(content) // PAGE) * PAGE
-        memory[address] = content
-        return address
-
-    weights = place(program.weights)
-    lists = [(setup, 0)]
+    memory = Memory()
+    weights = memory.place(program.weights)
+    runs = [Run(memory.place(setup.astype("<u4").view(np.uint8)), len(setup), weights, memory.reserve(0), 0)]
     for batch in batches:
         for traced in (True, False):
             packets_in = program.image_packet(batch), program.start_packet(traced)
-            beats = np.concatenate([np.array(packet.beats(), np.uint32) for packet in packets_in])
-            lists.append((beats, program.results_bytes(traced)))
-    places = [place(beats.astype("<u4").view(np.uint8)) for beats, _ in lists]
-    runs = [Run(at, len(beats), weights, end, size) for at, (beats, size) in zip(places, lists, strict=True)]
+            runs.append(memory.run(weights, packets_in, program.results_bytes(traced)))
     return memory, runs

@@ -85,7 +85,7 @@ def verify(
         # The first run is the set-up; then each batch takes two.
         with _watching(done, lambda runs: progress(min(len(images), max(0, runs - 1) // 2 * p.batch))):
             outcomes = simulate_runs(
-                sorted(rtl.glob("*.v")), memory, runs, bus_bits=p.bus_bits, hold=back_pressure, seed=seed,
+                sorted(rtl.glob("*.v")), memory.pieces, runs, bus_bits=p.bus_bits, hold=back_pressure, seed=seed,
                 timeout_cycles=20 * _upper_cycles(program, len(setup)),
                 isolate_modules=["pe", *(kind.module for kind in p.kinds)], folder=Path(scratch, "run"), done=done,
             )  # fmt: skip
@@ -101,7 +101,7 @@ def verify(
             outcome = next(remaining)
             board.batch(number * p.batch, outcome.packets, traces, traced)
         counters.append(board.counters[-1])
-        layers = layers or _by_layer(program, board.counters)
+        layers = layers or by_layer(program, board.counters)
         here = labels[number * p.batch :][: len(batch)]
         reference_hits += sum(int(trace["class"]) == label for trace, label in zip(traces, here, strict=True))
         rtl_hits += int((board.answers == here).sum())
@@ -127,7 +127,7 @@ def verify(
     }
 
 
-def _by_layer(program: Program, counters: list[dict[str, int]]) -> dict[str, dict[str, int]]:
+def by_layer(program: Program, counters: list[dict[str, int]]) -> dict[str, dict[str, int]]:
     """What the counters, read after each layer and at the end, grew by in each."""
     ends = [step.label.split(".")[0] for step in program.plain if step.opcode == isa.Opcode.COUNTERS]
     before = [dict.fromkeys(isa.COUNTERS, 0), *counters]
