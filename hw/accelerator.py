@@ -10,18 +10,19 @@ from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from hw import isa
+from hw.add import AddUnit
 from hw.emitter import Emitter
 from hw.loader import Loader
 from hw.matmul import MatmulEngine
 from hw.memory import Bank, VectorMemory
 from hw.parameters import Parameters
-from hw.sequencer import UNITS, Sequencer
+from hw.sequencer import Sequencer
 from hw.softmax import SoftmaxUnit
 from hw.squash import SquashUnit
 from hw.votes import VoteMemory
 from hw.weights import WeightBuffer
 
-MATMUL, SQUASH, SOFTMAX, EMIT = range(len(UNITS))
+MATMUL, SQUASH, SOFTMAX, EMIT, ADD = range(5)  # in the order of hw.sequencer.units
 
 
 class Accelerator(wiring.Component):
@@ -68,6 +69,12 @@ class Accelerator(wiring.Component):
         m.submodules.squash = squash = SquashUnit(p)
         m.submodules.softmax = softmax = SoftmaxUnit(p)
         m.submodules.emitter = emitter = Emitter(p)
+        units: list[Any] = [matmul, squash, softmax, emitter]
+        configured: list[tuple[Any, data.StructLayout]] = [(squash, isa.SQUASH), (softmax, isa.SOFTMAX)]
+        if p.adder:
+            m.submodules.add = add = AddUnit(p)
+            units.append(add)
+            configured.append((add, isa.ADD))
         m.submodules.activations = activations = VectorMemory(p.lanes, p.activation_bytes)
         m.submodules.votes = votes = VoteMemory(p.square, p.vote_words)
 
@@ -118,16 +125,15 @@ class Accelerator(wiring.Component):
             sequencer.entry.eq(loader.address),
             program.read_address.eq(sequencer.program_address),
             sequencer.program_data.eq(program.read_data),
-            sequencer.unit_done.eq(Cat(matmul.done, squash.done, softmax.done, emitter.done)),
+            sequencer.unit_done.eq(Cat(unit.done for unit in units)),
             matmul.config.as_value().eq(sequencer.descriptor),
             emitter.config.as_value().eq(sequencer.descriptor),
         ]
-        for table_unit, layout in ((squash, isa.SQUASH), (softmax, isa.SOFTMAX)):
+        for unit, layout in configured:
             fields = data.View(layout, sequencer.descriptor[: layout.size])
             for name in layout.members:
                 if name != "opcode":
-                    m.d.comb += getattr(table_unit, name).eq(fields[name])
-        units: tuple[Any, ...] = (matmul, squash, softmax, emitter)  # in the order of UNITS
+                    m.d.comb += getattr(unit, name).eq(fields[name])
         for index, unit in enumerate(units):
             m.d.comb += unit.start.eq(sequencer.unit_start[index])
 
@@ -185,6 +191,7 @@ class Accelerator(wiring.Component):
             "matmul_cycles": sequencer.active[MATMUL],
             "squash_cycles": sequencer.active[SQUASH],
             "softmax_cycles": sequencer.active[SOFTMAX],
+            "add_cycles": sequencer.active[ADD] if p.adder else 0,
             "emit_cycles": sequencer.active[EMIT],
             "fetch_cycles": sequencer.fetching,
             "output_stalls": emitter.stalled,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from hw.isa import Opcode
+from hw.isa import COUNT, Opcode
 from hw.layout import Layout
+from hw.loops import LEVELS
 from hw.parameters import Parameters
 from hw.program import Emission, Program, Region, Step, vote_words
 from model.errors import RedcaneError
-from model.qnetwork import Coding, Product, Requantizer, Squash
+from model.qnetwork import Adder, Coding, Product, Requantizer, Squash
 
 MAX_PIXELS = 1024  # accumulators a column
+MAX_CAPSULES = (1 << COUNT) - 1  # that one descriptor squashes
 
 
 class Assembler:
@@ -31,10 +33,19 @@ class Assembler:
         """A descriptor, and the words of weights (the first, and how many) that it takes."""
         self.steps.append(Step(self.label, opcode, fields, weights))
 
-    def matmul(self, product: Product, weights: tuple[int, int] | None, **fields: int) -> None:
-        """A job of the array. Loops that are not told run once."""
-        job = {**dict.fromkeys(("groups", "blocks", "segments", "chunks", "images", "rows", "cols"), 1), **fields}
-        self.pixels = max(self.pixels, job["images"] * job["rows"] * job["cols"])
+    def matmul(self, product: Product, weights: tuple[int, int] | None, **fields: Any) -> None:
+        """A job of the array. Loops that are not told run once.
+
+        Raises RedcaneError when its sums are more than a column has accumulators.
+        """
+        job = {**dict.fromkeys((f"{level}s" for level in LEVELS), 1), **fields}
+        pixels = job["images"] * job["rows"] * job["cols"]
+        if pixels > MAX_PIXELS:
+            raise RedcaneError(
+                f"{self.label}: {pixels} sums of {self.p.batch} images do not fit the {MAX_PIXELS} accumulators of a "
+                "column; take a smaller batch"
+            )
+        self.pixels = max(self.pixels, pixels)
         affine = product.format == "affine"
         self.step(
             Opcode.MATMUL,
@@ -49,16 +60,40 @@ class Assembler:
             requantize=_requantize(product.requantizer, product.out),
         )
 
-    def squash(self, unit: Squash, source: Region, destination: Region, capsules: int, dim: int) -> None:
-        """The squash of so many capsules an image."""
+    def squash(self, unit: Squash, source: Region, destination: Region) -> None:
+        """The squash of all capsules of a region (..., D) into another one, or in place."""
+        dim = source.shape[-1]
+        total = source.total // dim
+        for first in range(0, total, MAX_CAPSULES):
+            self.step(
+                Opcode.SQUASH,
+                in_signed=1,
+                table=self.layout.squash_table(unit.table),
+                count=min(MAX_CAPSULES, total - first),
+                dim=dim,
+                source=source.base + first * dim,
+                destination=destination.base + first * dim,
+                shift=unit.shift,
+                zero_point=unit.out.zero_point,
+                lo=unit.out.lo,
+                hi=unit.out.hi,
+                signed_out=int(unit.out.kind == "signed"),
+            )
+
+    def add(self, unit: Adder, a: Region, b: Region, destination: Region) -> None:
+        """The sums of two tensors."""
         self.step(
-            Opcode.SQUASH,
-            in_signed=1,
-            table=self.layout.squash_table(unit.table),
-            count=capsules * self.p.batch,
-            dim=dim,
-            source=source.base,
+            Opcode.ADD,
+            a_signed=int(unit.a.kind == "signed"),
+            b_signed=int(unit.b.kind == "signed"),
+            za=unit.a.zero_point,
+            zb=unit.b.zero_point,
+            ma=unit.multipliers[0],
+            mb=unit.multipliers[1],
+            a=a.base,
+            b=b.base,
             destination=destination.base,
+            count=destination.total,
             shift=unit.shift,
             zero_point=unit.out.zero_point,
             lo=unit.out.lo,

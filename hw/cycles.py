@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hw import isa
 from hw.isa import Opcode
+from hw.loops import LEVELS
 from hw.matmul import RESULT
 from hw.program import Program, Step
 
@@ -32,8 +33,8 @@ class Cost:
 def steps(fields: dict[str, int]) -> int:
     """Cycles of a MATMUL's loop nest."""
     result = 1
-    for name in ("groups", "blocks", "segments", "chunks", "images", "rows", "cols"):
-        result *= fields[name]
+    for level in LEVELS:
+        result *= fields[f"{level}s"]
     return result
 
 
@@ -41,8 +42,7 @@ def products(fields: dict[str, int]) -> int:
     """Lanes with operands, summed over the steps of a MATMUL."""
     lanes = (fields["chunks"] - 1) * fields["lanes"] + fields["last_lanes"]
     columns = (fields["blocks"] - 1) * fields["columns"] + fields["last_columns"]
-    others = fields["groups"] * fields["segments"] * fields["images"] * fields["rows"] * fields["cols"]
-    return others * lanes * columns
+    return steps({**fields, "chunks": 1, "blocks": 1}) * lanes * columns
 
 
 def predict(program: Program, latency: int = LATENCY) -> dict[str, Cost]:
@@ -92,6 +92,8 @@ def _side_unit(step: Step, lanes: int) -> int:
     if step.opcode == Opcode.SOFTMAX:
         classes, blocks = fields["classes"], -(-fields["inputs"] // lanes)
         return (blocks + 2) * 2 * max(classes, _DIVISION) + 2 * classes + 8
+    if step.opcode == Opcode.ADD:
+        return 2 * -(-fields["count"] // lanes) + 5
     if step.opcode == Opcode.EMIT:
         return 1 + 3 * -(-fields["count"] // 4)
     return 0

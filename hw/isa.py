@@ -15,6 +15,7 @@ from amaranth.lib import data
 
 ADDRESS = 24
 COUNT = 16
+OFFSET = 20  # signed: bytes from the beginning of a row of an image
 WORD_BITS = 32
 
 
@@ -26,15 +27,24 @@ class Opcode(enum.IntEnum):
     EMIT = 4  # memory to the output stream
     COUNTERS = 5  # performance counters to the output stream
     FETCH = 6  # ask for weights, and go on: they come while other descriptors run
+    ADD = 7  # sums of two tensors' values
 
 
 REQUANTIZE = data.StructLayout(
     {"multiplier": 16, "shift": 6, "zero_point": 8, "lo": signed(9), "hi": signed(9), "signed_out": 1}
 )
 
-# One loop nest of sums: for group, block (of columns), segment and chunk (of the sum), image, row and col (of output
-# pixels). A sum runs over segments x chunks; a chunk is one vector of lanes, the last of a segment may be shorter.
-# Without `b_votes` the nest takes a word of weights for every chunk and uses it for all images, rows and cols.
+# Words of the vote memory.
+VOTES = data.StructLayout({"group": ADDRESS, "block": ADDRESS, "chunk": ADDRESS, "image": ADDRESS})
+
+# Where the padded image ends: a lane reads the code of zero unless it lies 0 <= x < columns bytes from the beginning of
+# its row, and the row 0 <= y < rows bytes from the beginning of the image. The bases are those of the first step; x
+# grows with A's strides of window, chunk and col, y with those of segment and row.
+BOUNDS = data.StructLayout({"x": signed(OFFSET), "columns": OFFSET, "y": signed(ADDRESS), "rows": ADDRESS})
+
+# One loop nest of sums: for group, block (of columns), segment, window and chunk (of the sum), image, row and col (of
+# output pixels). A sum runs over segments x windows x chunks; a chunk is one vector of lanes, the last of a window may
+# be shorter. Without `b_votes` the nest takes a word of weights for every chunk and uses it for all images, rows, cols.
 MATMUL = data.StructLayout(
     {
         "opcode": 4,
@@ -46,34 +56,36 @@ MATMUL = data.StructLayout(
         "transposed": 1,  # read a vote word with lanes and columns exchanged
         "to_votes": 1,  # results go to the vote memory
         "split": 1,  # the halves of the rows make sums of their own, for two lanes of a vote word
+        "by_type": 1,  # a col is an input capsule, and takes the next lane of a vote word, not a group
         "has_bias": 1,
         "za": 8,
         "zb": 8,
         "groups": COUNT,
         "blocks": COUNT,
         "segments": COUNT,
+        "windows": COUNT,
         "chunks": COUNT,
         "images": COUNT,
         "rows": COUNT,
         "cols": COUNT,
-        "lanes": 7,  # valid lanes in a chunk, and in the last of a segment
+        "lanes": 7,  # valid lanes in a chunk, and in the last of a window
         "last_lanes": 7,
         "columns": 7,  # valid columns in a block, and in the last
         "last_columns": 7,
         "a_base": ADDRESS,
         "a_group": ADDRESS,
         "a_segment": ADDRESS,
+        "a_window": ADDRESS,
         "a_chunk": ADDRESS,
         "a_image": ADDRESS,
         "a_row": ADDRESS,
         "a_col": ADDRESS,
-        "b_base": ADDRESS,  # words of the vote memory
-        "b_group": ADDRESS,
-        "b_block": ADDRESS,
-        "b_chunk": ADDRESS,
-        "b_image": ADDRESS,
+        "b": data.UnionLayout(
+            {"votes": VOTES, "bounds": BOUNDS}
+        ),  # with b_votes: B's strides, from word 0; without: A's
         "bias_base": ADDRESS,  # words of the bias memory, one a block
-        "o_base": ADDRESS,  # with to_votes: words of the vote memory, one lane of it (split: two) a group
+        "lane": 6,  # of a vote word, the first one written
+        "o_base": ADDRESS,  # with to_votes: words of the vote memory, one lane of it (split: two) a group or col
         "o_group": ADDRESS,
         "o_block": ADDRESS,
         "o_image": ADDRESS,
@@ -89,7 +101,7 @@ SQUASH = data.StructLayout(
         "classify": 1,
         "in_signed": 1,
         "in_zero_point": 8,
-        "table": 4,
+        "table": 6,
         "dim": 7,
         "count": COUNT,
         "source": ADDRESS,
@@ -107,12 +119,33 @@ SOFTMAX = data.StructLayout(
         "opcode": 4,
         "first": 1,  # logits start at zero
         "narrow": 1,  # coupling coefficients of 7 bits, 127 for 1, in place of 8
-        "table": 4,
+        "table": 6,
         "classes": 7,
         "inputs": COUNT,
         "logits": ADDRESS,
         "agreement": ADDRESS,
         "coupling": ADDRESS,
+    }
+)
+
+ADD = data.StructLayout(
+    {
+        "opcode": 4,
+        "a_signed": 1,
+        "b_signed": 1,
+        "za": 8,
+        "zb": 8,
+        "ma": 16,
+        "mb": 16,
+        "a": ADDRESS,
+        "b": ADDRESS,
+        "destination": ADDRESS,
+        "count": ADDRESS,  # bytes
+        "shift": 5,
+        "zero_point": 8,
+        "lo": signed(9),
+        "hi": signed(9),
+        "signed_out": 1,
     }
 )
 
@@ -136,6 +169,7 @@ LAYOUTS = {
     Opcode.EMIT: EMIT,
     Opcode.COUNTERS: EMIT,
     Opcode.FETCH: FETCH,
+    Opcode.ADD: ADD,
 }
 BITS = max(layout.size for layout in LAYOUTS.values())
 WORDS = -(-BITS // WORD_BITS)
@@ -159,6 +193,7 @@ COUNTERS = (
     "matmul_cycles",
     "squash_cycles",
     "softmax_cycles",
+    "add_cycles",
     "emit_cycles",
     "fetch_cycles",
     "output_stalls",
@@ -180,10 +215,10 @@ def encode(opcode: Opcode, fields: Mapping[str, Any]) -> list[int]:
     return [(value >> (WORD_BITS * i)) & 0xFFFFFFFF for i in range(WORDS)]
 
 
-def _check(layout: data.StructLayout, fields: Mapping[str, Any]) -> None:
+def _check(layout: data.StructLayout | data.UnionLayout, fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         shape = layout.members[name]
-        if isinstance(shape, data.StructLayout):
+        if isinstance(shape, data.StructLayout | data.UnionLayout):
             _check(shape, value)
             continue
         wanted = Shape.cast(shape)

@@ -1,7 +1,7 @@
 """Where things lie: places in the accelerator's memories, and what is loaded into them.
 
-Tensors get fixed places in the activation memory, one after the other, each with the images of the batch one behind the
-other. Weights lie in external memory in the order of their use.
+A tensor takes the first gap in the activation memory that is large enough, with the images of the batch one behind the
+other, and gives it back when nothing will read it any more. Weights lie in external memory in the order of their use.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hw.isa import Target
 from hw.parameters import Parameters
-from hw.program import Packet, Region, to_bytes, words32
+from hw.program import Packet, Region
 from model.qnetwork import Coding
 
 
@@ -24,18 +24,26 @@ class Layout:
         self._biases: list[NDArray[np.int32]] = []  # words (columns,)
         self._squash_tables: list[NDArray[np.uint16]] = []
         self._exp_tables: list[NDArray[np.uint16]] = []
-        self._borders: list[Packet] = []
+        self._taken: dict[int, int] = {}  # places in the activation memory: from where to where
         self.activation_bytes = 0
         self.vote_words = 1
 
-    def place(self, shape: tuple[int, ...], coding: Coding, border: int = 0) -> Region:
-        """A tensor of every image of the batch, with a border that holds the code of zero from the start."""
-        region = Region(shape, coding, self.activation_bytes, self._p.batch, border=border)
-        self.activation_bytes += -(-region.total // 4) * 4
-        if border:
-            zero = to_bytes(coding, np.full(region.total, coding.zero_point, np.int16))
-            self._borders.append(Packet(Target.ACTIVATIONS, region.base, words32(zero)))
-        return region
+    def place(self, shape: tuple[int, ...], coding: Coding) -> Region:
+        """A place for a tensor of every image of the batch."""
+        size = Region(shape, coding, 0, self._p.batch).total
+        base = 0
+        for start, end in sorted(self._taken.items()):
+            if start - base >= size:
+                break
+            base = end
+        self._taken[base] = base + -(-size // 4) * 4
+        self.activation_bytes = max(self.activation_bytes, self._taken[base])
+        return Region(shape, coding, base, self._p.batch)
+
+    def release(self, *regions: Region) -> None:
+        """Give back the places of tensors that nothing will read any more."""
+        for region in regions:
+            del self._taken[region.base]
 
     def reserve_votes(self, words: int) -> None:
         """Votes begin at word 0 of their memory, which holds those of one layer at a time."""
@@ -49,11 +57,13 @@ class Layout:
         self._weights.append(words.reshape(-1, self._p.rows, self._p.columns))
         return base, len(self._weights[-1])
 
-    def biases(self, words: NDArray[np.int32]) -> int:
-        """Put words (..., columns) into the bias memory; the first one's number."""
+    def biases(self, words: NDArray[np.int32]) -> dict[str, int]:
+        """Put words (..., columns) into the bias memory, unless all are zero; what a job says of its bias."""
+        if not words.any():
+            return {"has_bias": 0}
         base = len(self._biases)
         self._biases.extend(words.reshape(-1, self._p.columns))
-        return base
+        return {"has_bias": 1, "bias_base": base}
 
     def squash_table(self, table: NDArray[np.uint16]) -> int:
         """The page of a table (512,) of the squash unit; equal tables share one."""
@@ -68,9 +78,14 @@ class Layout:
         return len(self._biases)
 
     @property
-    def pages(self) -> int:
-        """Pages that the larger of the two kinds of tables takes."""
-        return max(len(self._squash_tables), len(self._exp_tables))
+    def squash_pages(self) -> int:
+        """Pages of the squash unit's table; there is one at least."""
+        return max(1, len(self._squash_tables))
+
+    @property
+    def exp_pages(self) -> int:
+        """Pages of the softmax unit's table; there is one at least."""
+        return max(1, len(self._exp_tables))
 
     def weight_bytes(self) -> NDArray[np.uint8]:
         """The content of external memory."""
@@ -80,7 +95,6 @@ class Layout:
         """What fills the memories before the first image, the program apart."""
         return [
             Packet(Target.BIAS, 0, np.array(self._biases, np.int32).reshape(-1).view(np.uint32)),
-            *self._borders,
             *(Packet(Target.SQUASH_TABLE, 512 * i, t.astype(np.uint32)) for i, t in enumerate(self._squash_tables)),
             *(Packet(Target.EXP_TABLE, 256 * i, t.astype(np.uint32)) for i, t in enumerate(self._exp_tables)),
         ]

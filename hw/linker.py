@@ -10,14 +10,18 @@ from hw import isa
 from hw.assembler import Assembler
 from hw.isa import Opcode, Target
 from hw.program import Packet, Program, Region, Step
+from model.errors import RedcaneError
 
 
 def link(assembler: Assembler, image: Region) -> Program:
-    """The program of all steps, for images at `image`."""
+    """The program of all steps, for images at `image`.
+
+    Raises RedcaneError for a step that its descriptor cannot express.
+    """
     p, layout = assembler.p, assembler.layout
     traced = with_fetches(assembler.steps, p.word_bits // 8)
     plain = [s for s in traced if s.opcode != Opcode.EMIT or s.fields["tag"] == Program.CLASS_TAG]
-    code = np.array([word for s in plain + traced for word in isa.encode(s.opcode, s.fields)], np.uint32)
+    code = np.array([word for s in plain + traced for word in _encode(s)], np.uint32)
     parameters = replace(
         p,
         activation_bytes=_power_of_two(layout.activation_bytes + p.lanes),
@@ -25,7 +29,8 @@ def link(assembler: Assembler, image: Region) -> Program:
         bias_words=max(2, layout.bias_words),
         pixels=assembler.pixels,
         program_words=len(code) + isa.WORDS,  # the fetch may look past the end
-        tables=_power_of_two(layout.pages),
+        squash_tables=layout.squash_pages,
+        exp_tables=layout.exp_pages,
     )
     setup = [Packet(Target.PROGRAM, 0, code), *layout.setup()]
     entries = 0, len(plain) * isa.WORDS
@@ -54,6 +59,13 @@ def with_fetches(steps: list[Step], word_bytes: int) -> list[Step]:
         fetch = Step(job.label, Opcode.FETCH, {"address": first * word_bytes, "words": words})
         before[id(runs[max(0, number - 1)][0])].append(fetch)
     return [s for step in steps for s in (*before.get(id(step), ()), step)]
+
+
+def _encode(step: Step) -> list[int]:
+    try:
+        return isa.encode(step.opcode, step.fields)
+    except ValueError as problem:
+        raise RedcaneError(f"{step.label}: more than an accelerator can be told ({problem})") from None
 
 
 def _power_of_two(least: int) -> int:

@@ -6,18 +6,18 @@ import itertools
 from itertools import pairwise
 from typing import Any
 
-from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw import isa
 from hw.array import Array
-from hw.loops import LEVELS, LoopAddress, LoopNest
+from hw.loops import EVERY, LEVELS, LoopAddress, LoopNest
 from hw.memory import Bank
 from hw.parameters import Parameters
-from hw.requantizer import Requantizer
+from hw.requantizer import Requantizer, saturate, wire
 
-GROUP, BLOCK, SEGMENT, CHUNK, IMAGE, ROW, COL = range(len(LEVELS))
+GROUP, BLOCK, SEGMENT, WINDOW, CHUNK, IMAGE, ROW, COL = EVERY
 
 # Cycles from a step of the loop nest to its place in the pipeline.
 OPERANDS = 1  # memories answer
@@ -39,6 +39,9 @@ class MatmulEngine(wiring.Component):
 
     With `split`, rows hold the elements of two input capsules and their weights, and each column makes two votes a
     step; sums then are of one chunk and without bias, so the second one needs no accumulator.
+
+    With `parameters.padding`, lanes outside of the job's image (`hw.isa.BOUNDS`) read as the code of zero, which is the
+    zero point `za` of A: no memory holds the padding.
     """
 
     config: data.View
@@ -96,22 +99,10 @@ class MatmulEngine(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         p, config = self._parameters, self.config
-        m.submodules.nest = nest = LoopNest()
-        m.submodules.a_addresses = a_address = LoopAddress()
-        m.submodules.b_addresses = b_address = LoopAddress()
-        m.submodules.o_addresses = o_address = LoopAddress()
-        for level, count in enumerate(
-            (
-                config.groups,
-                config.blocks,
-                config.segments,
-                config.chunks,
-                config.images,
-                config.rows,
-                config.cols,
-            )
-        ):
-            m.d.comb += nest.counts[level].eq(count)
+        levels = [level for level in EVERY if level != WINDOW or p.shared_kernels]
+        m.submodules.nest = nest = LoopNest(levels)
+        for level, name in enumerate(LEVELS):
+            m.d.comb += nest.counts[level].eq(config[f"{name}s"])
         uses_weights = ~config.b_votes
         m.d.comb += [
             nest.start.eq(self.start),
@@ -120,8 +111,13 @@ class MatmulEngine(wiring.Component):
             # the last use of a word: every loop within the chunk is in its last round
             self.weights_next.eq(nest.valid & uses_weights & nest.last[IMAGE:].all()),
         ]
-        for address in (a_address, b_address, o_address):
-            m.d.comb += [address.start.eq(self.start), address.advance.eq(nest.advance)]
+
+        def address(name: str, base: Any, strides: dict[int, Any], width: int = isa.ADDRESS) -> Signal:
+            strides = {level: stride for level, stride in strides.items() if level in levels}
+            m.submodules[f"{name}_addresses"] = unit = LoopAddress(width, strides.keys())
+            m.d.comb += [unit.start.eq(self.start), unit.advance.eq(nest.advance), unit.base.eq(base)]
+            m.d.comb += [unit.strides[level].eq(stride) for level, stride in strides.items()]
+            return unit.address
 
         # Issue: where the step's operands lie and what will become of its sum.
         step_layout = data.StructLayout(
@@ -134,6 +130,7 @@ class MatmulEngine(wiring.Component):
                 "address": isa.ADDRESS,
                 "lane": range(p.square),
                 "rows": p.rows,
+                "inside": p.rows if p.padding else 0,
                 "columns": p.columns,
             }
         )
@@ -146,37 +143,51 @@ class MatmulEngine(wiring.Component):
             m.d.sync += pixel.eq(pixel + 1)
         with m.If(nest.advance[:SEGMENT].any()):
             m.d.sync += bias.eq(bias + 1)
-        with m.If(nest.advance[GROUP]):
+        # One vote word holds `square` input capsules, one a lane: its address moves on when the lanes are full.
+        by_type = config.by_type if p.shared_kernels else C(0)
+        with m.If(nest.advance[GROUP] | (by_type & nest.advance[COL])):
             m.d.sync += lane.eq(lane + Mux(config.split, 2, 1))
+        with m.Elif(by_type & nest.advance.any()):
+            m.d.sync += lane.eq(config.lane)
         with m.If(self.start):
-            m.d.sync += [pixel.eq(0), bias.eq(config.bias_base), lane.eq(0)]
-
-        # One vote word holds `square` groups, one a lane: its address moves on when the lanes are full.
+            m.d.sync += [pixel.eq(0), bias.eq(config.bias_base), lane.eq(config.lane)]
         hold = config.to_votes & (lane != Mux(config.split, p.square - 2, p.square - 1))
-        for address, base, strides in (
-            (a_address, config.a_base, {GROUP: config.a_group, SEGMENT: config.a_segment, CHUNK: config.a_chunk,
-                                        IMAGE: config.a_image, ROW: config.a_row, COL: config.a_col}),
-            (b_address, config.b_base, {GROUP: config.b_group, BLOCK: config.b_block, CHUNK: config.b_chunk,
-                                        IMAGE: config.b_image}),
-            (o_address, config.o_base, {GROUP: Mux(hold, 0, config.o_group), BLOCK: config.o_block,
-                                        IMAGE: config.o_image, ROW: config.o_row, COL: config.o_col}),
-        ):  # fmt: skip
-            m.d.comb += address.base.eq(base)
-            m.d.comb += [address.strides[level].eq(stride) for level, stride in strides.items()]
+
+        a_address = address("a", config.a_base, {
+            GROUP: config.a_group, SEGMENT: config.a_segment, WINDOW: config.a_window, CHUNK: config.a_chunk,
+            IMAGE: config.a_image, ROW: config.a_row, COL: config.a_col,
+        })  # fmt: skip
+        votes = config.b.votes
+        b_address = address("b", 0, {GROUP: votes.group, BLOCK: votes.block, CHUNK: votes.chunk, IMAGE: votes.image})
+        o_address = address("o", config.o_base, {
+            GROUP: Mux(hold, 0, config.o_group), BLOCK: config.o_block, IMAGE: config.o_image, ROW: config.o_row,
+            COL: Mux(hold & by_type, 0, config.o_col),
+        })  # fmt: skip
+        if p.padding:
+            bounds = config.b.bounds
+            y_strides = {SEGMENT: config.a_segment, ROW: config.a_row}
+            x_strides = {WINDOW: config.a_window, CHUNK: config.a_chunk, COL: config.a_col}
+            y = address("y", bounds.y, y_strides)
+            x = address("x", bounds.x, x_strides, isa.OFFSET).as_signed()
+            begin, end = (wire(m, saturate(m, edge - x, 0, p.rows)) for edge in (0, bounds.columns))
+            is_row = config.b_votes | (y < bounds.rows)  # y below zero is a large one
+            m.d.comb += step.inside.eq(
+                Cat(is_row & (config.b_votes | (index >= begin) & (index < end)) for index in range(p.rows))
+            )
         lanes = Mux(nest.last[CHUNK], config.last_lanes, config.lanes)
         columns = Mux(nest.last[BLOCK], config.last_columns, config.columns)
         m.d.comb += [
             step.valid.eq(nest.valid),
-            step.first.eq(nest.first[SEGMENT] & nest.first[CHUNK]),
-            step.last.eq(nest.last[SEGMENT] & nest.last[CHUNK]),
+            step.first.eq(nest.first[SEGMENT:IMAGE].all()),
+            step.last.eq(nest.last[SEGMENT:IMAGE].all()),
             step.pixel.eq(pixel),
             step.bias.eq(bias),
-            step.address.eq(o_address.address),
+            step.address.eq(o_address),
             step.lane.eq(lane),
             step.rows.eq(Cat(index < lanes for index in range(p.rows))),
             step.columns.eq(Cat(index < columns for index in range(p.columns))),
-            self.read_address.eq(a_address.address),
-            self.vote_address.eq(b_address.address),
+            self.read_address.eq(a_address),
+            self.vote_address.eq(b_address),
         ]
         for earlier, later in pairwise(steps):
             m.d.sync += later.eq(earlier)
@@ -196,7 +207,10 @@ class MatmulEngine(wiring.Component):
             array.split.eq(config.split),
         ]
         for row in range(p.rows):
-            m.d.comb += array.a[row].eq(self.read_data[row])
+            activation: Any = self.read_data[row]
+            if p.padding:
+                activation = Mux(operands.inside[row], activation, config.za)
+            m.d.comb += array.a[row].eq(activation)
             for column in range(p.columns):
                 b: Any = Mux(config.b_votes, 0, self.weight_data[row][column])
                 if row < p.square and column < p.square:

@@ -56,6 +56,9 @@ class Parameters:
     columns: int = 4
     affine: bool = False
     split: bool = False
+    padding: bool = False
+    shared_kernels: bool = False
+    adder: bool = False
     batch: int = 1
     bus_bits: int = 128  # of the stream of weights; a divisor of an array word
     activation_bytes: int = 8192  # activations, logits, coupling coefficients, capsules
@@ -64,7 +67,8 @@ class Parameters:
     bias_words: int = 64  # of `columns` 32-bit numbers
     pixels: int = 64  # accumulators a column: output positions that share one fetch of weights
     program_words: int = 1024  # 32-bit words
-    tables: int = 4  # squash tables (512 entries), and as many softmax tables (256 entries)
+    squash_tables: int = 4  # of 512 entries
+    exp_tables: int = 4  # of 256 entries, in every lane of the softmax unit
 
     def __post_init__(self) -> None:
         for name in ("rows", "columns"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,32 +23,16 @@ class Region:
     base: int
     images: int = 1  # one behind the other, `size` bytes each
     votes: bool = False  # in the vote memory: padded words, see VoteMemory
-    border: int = 0  # pixels of padding around (H, W, C), which hold the code of zero from the start
-
-    @property
-    def stored(self) -> tuple[int, ...]:
-        """The shape with its border, as it lies in memory."""
-        return (*(size + 2 * self.border for size in self.shape[:2]), *self.shape[2:]) if self.border else self.shape
 
     @property
     def size(self) -> int:
         """Bytes of one image."""
-        return max(1, int(np.prod(self.stored)))
+        return max(1, int(np.prod(self.shape)))
 
     @property
     def total(self) -> int:
         """Bytes of all images."""
         return self.images * self.size
-
-    @property
-    def inner(self) -> int:
-        """Address of the first element inside the first image's border."""
-        return self.base + self.border * (int(np.prod(self.stored[1:])) + int(np.prod(self.stored[2:])))
-
-    def without_border(self, stored: NDArray) -> NDArray:
-        """Images (N, *stored) without their borders."""
-        edge = slice(self.border, -self.border or None)
-        return stored[:, edge, edge] if self.border else stored
 
 
 @dataclass(frozen=True)
@@ -104,10 +89,8 @@ class Program:
 
     def image_packet(self, codes: Codes) -> Packet:
         """The packet that puts a batch of images (N, H, W, C) into its place; what is missing is zeros."""
-        edge = (self.image.border, self.image.border)
-        missing = self.image.images - len(codes)
-        padded = np.pad(codes, ((0, missing), edge, edge, (0, 0)), constant_values=self.image.coding.zero_point)
-        return Packet(Target.ACTIVATIONS, self.image.base, words32(to_bytes(self.image.coding, padded)))
+        filled = np.concatenate([codes, np.zeros((self.image.images - len(codes), *self.image.shape), np.int16)])
+        return Packet(Target.ACTIVATIONS, self.image.base, words32(to_bytes(self.image.coding, filled)))
 
     def start_packet(self, traced: bool) -> Packet:
         return Packet(Target.START, self.traced_entry if traced else self.entry, np.zeros(0, np.uint32))
@@ -132,16 +115,15 @@ class Program:
         """The codes of a boundary (N, ...) of all images of the batch out of the bytes of its packet."""
         region = emission.region
         if not region.votes:
-            stored = np.frombuffer(payload[: region.total], np.uint8).reshape(region.images, *region.stored)
-            raw = region.without_border(stored)
+            raw = np.frombuffer(payload[: region.total], np.uint8).reshape(region.images, *region.shape)
         else:
-            inputs, classes, dim = region.shape
+            *places, inputs, classes, dim = region.shape
             size = self.parameters.square
             words = np.frombuffer(payload, np.uint8).reshape(
-                region.images, -1, classes, -(-dim // size), size, size
-            )  # image, block, j, d block, lane i, d
-            votes = words.transpose(0, 1, 4, 2, 3, 5).reshape(region.images, -1, classes, words.shape[3] * size)
-            raw = votes[:, :inputs, :, :dim]
+                region.images, *places, -1, classes, -(-dim // size), size, size
+            )  # ..., block, j, d block, lane i, d
+            votes = np.moveaxis(words, -2, -4).reshape(region.images, *places, -1, classes, words.shape[-3] * size)
+            raw = votes[..., :inputs, :, :dim]
         return from_bytes(region.coding, raw)
 
 
@@ -158,11 +140,11 @@ def from_bytes(coding: Coding, raw: NDArray[np.uint8]) -> Codes:
 
 
 def vote_words(shape: tuple[int, ...], size: int) -> int:
-    """Words of size x size bytes that votes (I, J, D) take: blocks of capsules i, output capsules j, blocks of dims
-    d.
+    """Words of size x size bytes that votes (..., I, J, D) take, for each of the places ...: blocks of capsules i,
+    output capsules j, blocks of dims d.
     """
-    inputs, classes, dim = shape
-    return -(-inputs // size) * classes * -(-dim // size)
+    *places, inputs, classes, dim = shape
+    return math.prod(places) * -(-inputs // size) * classes * -(-dim // size)
 
 
 def words32(raw: NDArray[np.uint8]) -> NDArray[np.uint32]:

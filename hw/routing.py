@@ -1,161 +1,231 @@
-"""Class capsules as steps: the votes, and the iterations of dynamic routing written out."""
+"""Votes and dynamic routing as steps: of class capsules, and of 3D capsules at every position of their grid."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from hw.assembler import Assembler
-from hw.isa import Opcode
-from hw.program import Region, to_bytes
-from model.qnetwork import QClassCaps
+from hw.assembler import MAX_PIXELS, Assembler
+from hw.convolution import bounds, kernel_words
+from hw.isa import ADDRESS, Opcode
+from hw.program import Region, to_bytes, vote_words
+from model.qnetwork import Product, QClassCaps, QConvCaps3D, Routed
 
 
 def splits(layer: QClassCaps, rows: int) -> bool:
-    """Whether two input capsules fill the rows exactly and have a pair of lanes for their votes."""
+    """Whether two input capsules fill the rows exactly, and there is a pair of lanes for the votes of any two."""
     inputs, dim_in = layer.weights.shape[:2]
     return 2 * dim_in == rows and inputs % 2 == 0
 
 
-def class_capsules(to: Assembler, layer: QClassCaps, u: Region) -> Region:
-    """Votes of the capsules u, then routing to the output capsules."""
-    inputs, _, classes, dim = layer.weights.shape
-    words = -(-inputs // to.p.square) * classes * -(-dim // to.p.square)
-    to.layout.reserve_votes(to.p.batch * words)
-    _votes(to, layer, u)
-    to.emit(f"{layer.name}.votes", Region((inputs, classes, dim), layer.votes.out, 0, to.p.batch, votes=True))
-    return _route(to, layer)
-
-
-def _votes(to: Assembler, layer: QClassCaps, u: Region) -> None:
+def class_capsules(to: Assembler, layer: QClassCaps, sources: list[Region]) -> Region:
+    """Votes of the capsules of all sources, one after the other, then routing to the output capsules (J, D)."""
     p = to.p
     inputs, dim_in, classes, dim = layer.weights.shape
-    size = p.square
-    capsule_blocks, dim_blocks = -(-inputs // size), -(-dim // size)
-    word_row = classes * dim_blocks  # vote words of one block of input capsules
-    together = 2 if p.split and splits(layer, p.rows) else 1  # input capsules in a word of weights
+    votes = Region((inputs, classes, dim), layer.votes.out, 0, p.batch, votes=True)
+    to.label = f"{layer.name}.votes"
+    word_row = vote_words((1, classes, dim), p.square)  # of one block of input capsules
+    first = 0
+    for u in sources:
+        count = u.size // dim_in
+        paired = p.split and splits(layer, p.rows) and count % 2 == 0
+        together = 1 + paired  # input capsules in a word of weights
+        chunks = -(-dim_in // p.rows)
+        to.matmul(
+            layer.votes,
+            to.layout.weights(_vote_weights(to, layer, first, count, together)),
+            to_votes=1,
+            split=int(paired),
+            groups=count // together,
+            blocks=word_row,
+            chunks=chunks,
+            images=p.batch,
+            lanes=p.rows,
+            last_lanes=together * dim_in - (chunks - 1) * p.rows,
+            columns=p.square,
+            last_columns=p.square,
+            a_base=u.base,
+            a_group=together * dim_in,
+            a_chunk=p.rows,
+            a_image=u.size,
+            b=bounds(columns=together * dim_in),
+            lane=first % p.square,
+            o_base=first // p.square * word_row,
+            o_group=word_row,
+            o_block=1,
+            o_image=vote_words(votes.shape, p.square),
+        )
+        first += count
+    return _route(to, layer, votes)
 
-    chunks = -(-dim_in // p.rows)
-    padded = np.zeros((inputs, chunks * p.rows, classes, dim_blocks * size), np.int16)
-    padded[:, :dim_in, :, :dim] = layer.weights
+
+def _vote_weights(to: Assembler, layer: QClassCaps, first: int, count: int, together: int) -> np.ndarray:
+    """Words for `count` input capsules from the `first` on: (capsules, vote words, chunks, rows, columns)."""
+    p, size = to.p, to.p.square
+    _, dim_in, classes, dim = layer.weights.shape
+    chunks, dim_blocks = -(-dim_in // p.rows), -(-dim // size)
+    word_row = classes * dim_blocks
+    padded = np.zeros((count, chunks * p.rows, classes, dim_blocks * size), np.int16)
+    padded[:, :dim_in, :, :dim] = layer.weights[first : first + count]
     rows = p.rows // together
-    words = np.zeros((inputs, word_row, chunks, rows, p.columns), np.uint8)
+    words = np.zeros((count, word_row, chunks, rows, p.columns), np.uint8)
     words[..., :size] = to_bytes(
         layer.votes.b,
-        padded[:, : chunks * rows].reshape(inputs, chunks, rows, word_row, size).transpose(0, 3, 1, 2, 4),
+        padded[:, : chunks * rows].reshape(count, chunks, rows, word_row, size).transpose(0, 3, 1, 2, 4),
     )
-    words = words.reshape(inputs // together, together, word_row, chunks, rows, p.columns)
+    words = words.reshape(count // together, together, word_row, chunks, rows, p.columns)
+    return words.transpose(0, 2, 3, 1, 4, 5)
+
+
+def conv_capsules_3d(to: Assembler, layer: QConvCaps3D, u: Region) -> Region:
+    """Votes of the capsules u (H, W, I, Din) by the kernel that all types share, then routing at every position, to
+    capsules (P, J, D).
+
+    A job makes the votes of one column of positions. Types and rows share its words of weights; the pixels of a window
+    are apart in memory, as only the capsules of one type count.
+    """
+    p, conv = to.p, layer.conv
     to.label = f"{layer.name}.votes"
-    to.matmul(
-        layer.votes,
-        to.layout.weights(words.transpose(0, 2, 3, 1, 4, 5)),
-        to_votes=1,
-        split=int(together == 2),
-        groups=inputs // together,
-        blocks=word_row,
-        chunks=chunks,
-        images=p.batch,
-        lanes=p.rows,
-        last_lanes=together * dim_in - (chunks - 1) * p.rows,
-        columns=size,
-        last_columns=size,
-        a_base=u.base,
-        a_group=together * dim_in,
-        a_chunk=p.rows,
-        a_image=u.size,
-        o_base=0,
-        o_group=word_row,
-        o_block=1,
-        o_image=capsule_blocks * word_row,
-    )
+    cout, kh, kw, dim_in = conv.weights.shape
+    classes = cout // layer.capsule_dim
+    height, width = ((size + 2 * conv.padding - k) // conv.stride + 1
+                     for size, k in zip(u.shape[:2], (kh, kw), strict=True))  # fmt: skip
+    votes = Region((height * width, layer.in_types, classes, layer.capsule_dim), conv.mac.out, 0, p.batch, votes=True)
+    dim_blocks = -(-layer.capsule_dim // p.square)
+    # Columns are the dims of one output capsule, or a block of them, as in a vote word.
+    kernel = np.zeros((classes, dim_blocks, p.columns, kh, kw, dim_in), np.int16)
+    bias = np.zeros((classes, dim_blocks, p.columns), np.int32)
+    for block in range(dim_blocks):
+        dims = slice(block * p.square, (block + 1) * p.square)
+        some = conv.weights.reshape(classes, layer.capsule_dim, kh, kw, dim_in)[:, dims]
+        kernel[:, block, : some.shape[1]] = some
+        bias[:, block, : some.shape[1]] = conv.bias.reshape(classes, layer.capsule_dim)[:, dims]
+    weights = to.layout.weights(kernel_words(p, conv.mac.b, kernel.reshape(-1, kh * kw, dim_in)))
+    biased = to.layout.biases(bias)
+    pixel_bytes = layer.in_types * dim_in
+    row_bytes = u.shape[1] * pixel_bytes
+    chunks = -(-dim_in // p.rows)
+    position = vote_words(votes.shape[1:], p.square)
+    stripe = max(1, min(height, MAX_PIXELS // (p.batch * layer.in_types)))
+    for left in range(width):
+        for top in range(0, height, stripe):
+            x = (left * conv.stride - conv.padding) * pixel_bytes
+            y = (top * conv.stride - conv.padding) * row_bytes
+            to.matmul(
+                conv.mac,
+                weights,
+                to_votes=1,
+                by_type=1,
+                blocks=classes * dim_blocks,
+                segments=kh,
+                windows=kw,
+                chunks=chunks,
+                images=p.batch,
+                rows=min(stripe, height - top),
+                cols=layer.in_types,
+                lanes=p.rows,
+                last_lanes=dim_in - (chunks - 1) * p.rows,
+                columns=p.square,
+                last_columns=p.square,
+                a_base=(u.base + x + y) % (1 << ADDRESS),
+                a_segment=row_bytes,
+                a_window=pixel_bytes,
+                a_chunk=p.rows,
+                a_image=u.size,
+                a_row=conv.stride * row_bytes,
+                a_col=dim_in,
+                b=bounds(x, row_bytes, y, u.size),
+                o_base=(top * width + left) * position,
+                o_block=1,
+                o_image=height * width * position,
+                o_row=width * position,
+                o_col=classes * dim_blocks,
+                **biased,
+            )
+    return _route(to, layer, votes)
 
 
-def _route(to: Assembler, layer: QClassCaps) -> Region:
+def _route(to: Assembler, layer: Routed, votes: Region) -> Region:
+    """The iterations of routing of the votes (..., I, J, D), which are in their memory, to capsules (..., J, D)."""
     p, name = to.p, layer.name
-    inputs, _, classes, dim = layer.weights.shape
-    size = p.square
-    capsule_blocks, dim_blocks = -(-inputs // size), -(-dim // size)
-    word_row = classes * dim_blocks
-    image_words = capsule_blocks * word_row
-
-    coupling = to.layout.place((classes, inputs), layer.weighted_sum.a)
-    logits = to.layout.place((classes, inputs), layer.agreement.out)
-    agreement = to.layout.place((classes, inputs), layer.agreement.out)
-    sums = to.layout.place((classes, dim), layer.weighted_sum.out)
-    exp_table = to.layout.exp_table(layer.exp_table)
-    out = to.layout.place((classes, dim), layer.squash.out)
+    to.layout.reserve_votes(p.batch * vote_words(votes.shape, p.square))
+    to.emit(f"{name}.votes", votes)
+    *places, inputs, classes, dim = votes.shape
+    coupling = to.layout.place((*places, classes, inputs), layer.weighted_sum.a)
+    logits = to.layout.place((*places, classes, inputs), layer.agreement.out)
+    agreement = to.layout.place((*places, classes, inputs), layer.agreement.out)
+    sums = to.layout.place((*places, classes, dim), layer.weighted_sum.out)
+    out = to.layout.place((*places, classes, dim), layer.squash.out)
     for t in range(1, layer.iterations + 1):
         to.label = f"{name}.softmax"
-        for number in range(p.batch):
+        for number in range(p.batch * math.prod(places)):
+            array = number * classes * inputs
             to.step(
                 Opcode.SOFTMAX,
                 first=int(t == 1),
                 narrow=int(layer.weighted_sum.a.hi == 127),
-                table=exp_table,
+                table=to.layout.exp_table(layer.exp_table),
                 classes=classes,
                 inputs=inputs,
-                logits=logits.base + number * logits.size,
-                agreement=agreement.base + number * agreement.size,
-                coupling=coupling.base + number * coupling.size,
+                logits=logits.base + array,
+                agreement=agreement.base + array,
+                coupling=coupling.base + array,
             )
         if t > 1:
             to.emit(f"{name}.agreement.{t - 1}", logits)
         to.emit(f"{name}.softmax.{t}", coupling)
         to.label = f"{name}.weighted_sum"
-        to.matmul(
-            layer.weighted_sum,
-            None,
-            b_votes=1,
-            groups=classes,
-            blocks=dim_blocks,
-            chunks=capsule_blocks,
-            images=p.batch,
-            lanes=size,
-            last_lanes=inputs - (capsule_blocks - 1) * size,
-            columns=size,
-            last_columns=dim - (dim_blocks - 1) * size,
-            a_base=coupling.base,
-            a_group=inputs,
-            a_chunk=size,
-            a_image=coupling.size,
-            b_group=dim_blocks,
-            b_block=1,
-            b_chunk=word_row,
-            b_image=image_words,
-            o_base=sums.base,
-            o_group=dim,
-            o_block=size,
-            o_image=sums.size,
-        )
+        _sums(to, layer.weighted_sum, votes, coupling, sums, transposed=False)
         to.emit(f"{name}.weighted_sum.{t}", sums)
         to.label = f"{name}.squash"
-        to.squash(layer.squash, sums, out, classes, dim)
+        to.squash(layer.squash, sums, out)
         to.emit(f"{name}.squash.{t}", out)
         if t < layer.iterations:
             to.label = f"{name}.agreement"
-            to.matmul(
-                layer.agreement,
-                None,
-                b_votes=1,
-                transposed=1,
-                groups=classes,
-                blocks=capsule_blocks,
-                chunks=dim_blocks,
-                images=p.batch,
-                lanes=size,
-                last_lanes=dim - (dim_blocks - 1) * size,
-                columns=size,
-                last_columns=inputs - (capsule_blocks - 1) * size,
-                a_base=out.base,
-                a_group=dim,
-                a_chunk=size,
-                a_image=out.size,
-                b_group=dim_blocks,
-                b_block=word_row,
-                b_chunk=1,
-                b_image=image_words,
-                o_base=agreement.base,
-                o_group=inputs,
-                o_block=size,
-                o_image=agreement.size,
-            )
+            _sums(to, layer.agreement, votes, out, agreement, transposed=True)
+    to.layout.release(coupling, logits, agreement, sums)
     return out
+
+
+def _sums(to: Assembler, product: Product, votes: Region, a: Region, out: Region, transposed: bool) -> None:
+    """For each output capsule of each place and image, the products of a row of `a` and its votes: over the input
+    capsules, or, `transposed`, over the dims.
+    """
+    size = to.p.square
+    *places, inputs, classes, dim = votes.shape
+    capsule_blocks, dim_blocks = -(-inputs // size), -(-dim // size)
+    (summed, chunks, chunk), (made, blocks, block) = (
+        (inputs, capsule_blocks, classes * dim_blocks),
+        (dim, dim_blocks, 1),
+    )[:: -1 if transposed else 1]
+    to.matmul(
+        product,
+        None,
+        b_votes=1,
+        transposed=int(transposed),
+        groups=classes,
+        blocks=blocks,
+        chunks=chunks,
+        images=to.p.batch * math.prod(places),
+        lanes=size,
+        last_lanes=summed - (chunks - 1) * size,
+        columns=size,
+        last_columns=made - (blocks - 1) * size,
+        a_base=a.base,
+        a_group=summed,
+        a_chunk=size,
+        a_image=classes * summed,
+        b={
+            "votes": {
+                "group": dim_blocks,
+                "block": block,
+                "chunk": chunk,
+                "image": vote_words((inputs, classes, dim), size),
+            }
+        },
+        o_base=out.base,
+        o_group=made,
+        o_block=size,
+        o_image=classes * made,
+    )

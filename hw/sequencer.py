@@ -12,14 +12,19 @@ from hw import isa
 from hw.parameters import Parameters
 
 REQUEST = data.StructLayout({"address": 32, "words": isa.ADDRESS})  # of weights, see isa.FETCH
-UNITS = (isa.Opcode.MATMUL, isa.Opcode.SQUASH, isa.Opcode.SOFTMAX, isa.Opcode.EMIT)  # COUNTERS is the emitter's, too
+
+
+def units(parameters: Parameters) -> tuple[isa.Opcode, ...]:
+    """The opcodes of the units that there are; COUNTERS is the emitter's, too."""
+    always = isa.Opcode.MATMUL, isa.Opcode.SQUASH, isa.Opcode.SOFTMAX, isa.Opcode.EMIT
+    return (*always, isa.Opcode.ADD) if parameters.adder else always
 
 
 class Sequencer(wiring.Component):
     """From `start` at `entry` until a HALT: fetch a descriptor (one word a cycle), start its unit, wait for `done`.
 
     `running` is high from the cycle after `start` until the HALT; `active` is the unit at work (one-hot, in the order
-    of UNITS). A FETCH hands its request to `requests` and goes on as soon as that is taken. An unknown opcode halts,
+    of `units`). A FETCH hands its request to `requests` and goes on as soon as that is taken. An unknown opcode halts,
     too. Fetching a descriptor costs WORDS + 2 cycles.
     """
 
@@ -36,6 +41,8 @@ class Sequencer(wiring.Component):
     active: Signal
 
     def __init__(self, parameters: Parameters) -> None:
+        self._units = units(parameters)
+        count = len(self._units)
         super().__init__(
             {
                 "start": In(1),
@@ -46,9 +53,9 @@ class Sequencer(wiring.Component):
                 "program_data": In(32),
                 "descriptor": Out(isa.WORDS * isa.WORD_BITS),
                 "requests": Out(stream.Signature(REQUEST)),
-                "unit_start": Out(len(UNITS)),
-                "unit_done": In(len(UNITS)),
-                "active": Out(len(UNITS)),
+                "unit_start": Out(count),
+                "unit_done": In(count),
+                "active": Out(count),
             }
         )
 
@@ -86,7 +93,7 @@ class Sequencer(wiring.Component):
                         with m.If(self.requests.ready):
                             m.d.sync += word.eq(0)
                             m.next = "FETCH"
-                    for index, unit in enumerate(UNITS):
+                    for index, unit in enumerate(self._units):
                         with m.Case(unit, *([isa.Opcode.COUNTERS] if unit == isa.Opcode.EMIT else [])):
                             m.d.comb += self.unit_start[index].eq(1)
                             m.d.sync += self.active.eq(1 << index)

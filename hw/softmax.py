@@ -162,7 +162,7 @@ class SoftmaxUnit(wiring.Component):
     table_write_data: Signal
 
     def __init__(self, parameters: Parameters) -> None:
-        self.lanes, self.pages = parameters.lanes, parameters.tables
+        self.lanes, self.pages = parameters.lanes, parameters.exp_tables
         address = ceil_log2(parameters.activation_bytes)
         self.step = data.StructLayout({
             "present": 1, "first": 1, "number": ceil_log2(CLASSES), "slot": ceil_log2(BLOCKS), "row": address,

@@ -76,7 +76,7 @@ class SquashUnit(wiring.Component):
     table_write_data: Signal
 
     def __init__(self, parameters: Parameters) -> None:
-        self.lanes, self.pages = parameters.lanes, parameters.tables
+        self.lanes, self.pages = parameters.lanes, parameters.squash_tables
         address = ceil_log2(parameters.activation_bytes)
         self.tag = data.StructLayout(
             {"valid": 1, "first": 1, "last": 1, "scale": 1, "mask": self.lanes, "address": address}

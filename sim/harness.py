@@ -6,6 +6,7 @@ from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.add import AddUnit
 from hw.memory import VectorMemory
 from hw.parameters import Parameters
 from hw.softmax import SoftmaxUnit
@@ -28,7 +29,7 @@ class Harness(wiring.Component):
     host_data: Signal
     wrote: Signal
 
-    def __init__(self, unit: SquashUnit | SoftmaxUnit, parameters: Parameters) -> None:
+    def __init__(self, unit: SquashUnit | SoftmaxUnit | AddUnit, parameters: Parameters) -> None:
         self.unit = unit
         self.memory = VectorMemory(parameters.lanes, parameters.activation_bytes)
         members = self.memory.signature.members

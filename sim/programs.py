@@ -113,7 +113,7 @@ def cycle_fault(program: Program, layers: dict[str, dict[str, int]]) -> Fault | 
     """The first layer whose cycles are not those of the cycle model, but for what the bus holds up."""
     wanted = dict.fromkeys(layers, 0)
     for label, cost in predict(program).items():
-        wanted[label.split(".")[0]] += cost.cycles - cost.stalls
+        wanted[label.rsplit(".", 1)[0]] += cost.cycles - cost.stalls
     for layer, counted in layers.items():
         cycles = counted["cycles"] - counted["weight_stalls"] - counted["output_stalls"]
         if cycles != wanted[layer]:

@@ -129,7 +129,7 @@ def verify(
 
 def by_layer(program: Program, counters: list[dict[str, int]]) -> dict[str, dict[str, int]]:
     """What the counters, read after each layer and at the end, grew by in each."""
-    ends = [step.label.split(".")[0] for step in program.plain if step.opcode == isa.Opcode.COUNTERS]
+    ends = [step.label.rsplit(".", 1)[0] for step in program.plain if step.opcode == isa.Opcode.COUNTERS]
     before = [dict.fromkeys(isa.COUNTERS, 0), *counters]
     return {
         layer: {name: now[name] - then[name] for name in isa.COUNTERS}

@@ -42,6 +42,7 @@ from model.errors import RedcaneError
 from model.files import digest
 from model.qnetwork import QNetwork
 from sim.programs import Case, Fault, check_programs
+from tests.random_deepcaps import deepcaps
 from tests.random_networks import image_codes, networks
 from tests.test_sim_accelerator import COMPONENTS, TABLES
 
@@ -56,14 +57,16 @@ ROOM = {
     "vote_words": 2048,
     "bias_words": 64,
     "pixels": 256,
-    "program_words": 4096,
-    "tables": 4,
+    "program_words": 16384,
+    "squash_tables": 16,
+    "exp_tables": 4,
 }
+FEATURES = "affine", "split", "padding", "shared_kernels", "adder"
 
 
 @dataclass(frozen=True)
 class Build:
-    """An accelerator with room for small networks, and how the memory behind it behaves."""
+    """An accelerator with room for small networks, some for DeepCaps too, and how the memory behind it behaves."""
 
     rows: int
     columns: int
@@ -74,6 +77,7 @@ class Build:
     multipliers: tuple[str, ...]  # in the order of the PEs' selector
     latency: int
     hold: float
+    deepcaps: bool
 
     @property
     def kinds(self) -> tuple[MultiplierKind, ...]:
@@ -84,8 +88,8 @@ class Build:
     @property
     def parameters(self) -> Parameters:
         return Parameters(
-            self.kinds, self.rows, self.columns, self.affine, self.split, bus_bits=self.bus_bits,
-            weight_words=self.weight_words, **ROOM,
+            self.kinds, self.rows, self.columns, self.affine, self.split, padding=True, shared_kernels=self.deepcaps,
+            adder=self.deepcaps, bus_bits=self.bus_bits, weight_words=self.weight_words, **ROOM,
         )  # fmt: skip
 
     def size(self, batch: int) -> Size:
@@ -112,7 +116,7 @@ def build(number: int) -> Build:
     return Build(
         rows, columns, int(rng.choice(buses)), int(rng.choice([2, 4, 16, 256])), rng.random() < 0.8,
         rng.random() < 0.8, tuple(str(n) for n in rng.permutation(held)), int(rng.integers(1, 100)),
-        float(rng.choice([0.0, 0.3, 0.6], p=[0.5, 0.4, 0.1])),
+        float(rng.choice([0.0, 0.3, 0.6], p=[0.5, 0.4, 0.1])), rng.random() < 0.5,
     )  # fmt: skip
 
 
@@ -140,14 +144,14 @@ class Drawn:
         except RedcaneError:
             return None
         needed, room = program.parameters, chosen.parameters
-        fits = all(getattr(needed, name) <= getattr(room, name) for name in (*ROOM, "affine", "split"))
+        fits = all(getattr(needed, name) <= getattr(room, name) for name in (*ROOM, *FEATURES))
         return Case(self.network, program, self.images) if fits else None
 
 
 @st.composite
 def drawn(draw: st.DrawFn, chosen: Build) -> Drawn:
     """A network with an assignment of the multipliers that the accelerator holds."""
-    network = draw(networks())
+    network = draw(deepcaps() if chosen.deepcaps and draw(st.booleans()) else networks())
     by_sign = {sign: [n for n in chosen.multipliers if n.startswith("signed") == sign] for sign in (False, True)}
     assignment = {
         key: draw(st.sampled_from(by_sign[product.format == "twos-complement"]))

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
-from random_networks import EXACT, SIGNED, codes, requantizer, wild_table
 
 from model import reference
 from model.multipliers.product_table import exact_table
@@ -28,6 +27,7 @@ from model.qnetwork import (
     takes_signed,
     unit_interval,
 )
+from tests.random_networks import EXACT, SIGNED, codes, requantizer, wild_table
 
 
 class _Maker:

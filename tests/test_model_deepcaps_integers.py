@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from random_deepcaps import deepcaps
-from random_networks import image_codes
 
 from hw.compiler import compile_network
 from hw.parameters import MultiplierKind, Size
@@ -29,6 +27,8 @@ from model.qnetwork import FORMATS, Adder, Coding, Format, Product, QAdd, QConvC
 from model.quantize import DEEPCAPS_OPERATIONS, quantize
 from model.quantize import image_codes as quantize_images
 from model.training import TrainingRecipe, accuracy, initial, train
+from tests.random_deepcaps import deepcaps
+from tests.random_networks import image_codes
 
 ENGINES = ["torch", *([best_level()] if best_level() else [])]
 
@@ -201,7 +201,7 @@ def test_operands_are_sampled_from_every_operation(trained: tuple[DeepCaps, Data
     assert set(found.tolist()) <= set(trace["cell4.skip.votes"].numpy().ravel().tolist())
 
 
-def test_formats_of_one_tensor_and_no_hardware(trained: tuple[DeepCaps, Dataset]) -> None:
+def test_formats_of_one_tensor_and_boundaries_of_the_hardware(trained: tuple[DeepCaps, Dataset]) -> None:
     network, digits = trained
     images = torch.from_numpy(digits.train.images[:100])
     formats: dict[str, Format] = dict.fromkeys(DEEPCAPS_OPERATIONS, "sign-magnitude")
@@ -210,5 +210,9 @@ def test_formats_of_one_tensor_and_no_hardware(trained: tuple[DeepCaps, Dataset]
     for key in ("cell1.skip.mac", "cell4.skip.votes", "cell4.skip.agreement", "classcaps.votes"):
         with pytest.raises(RedcaneError, match="give them one"):
             quantize(network, images, formats | {key: "affine"})
-    with pytest.raises(RedcaneError, match=r"cell1\.conv1: .* of a DeepCaps there is no hardware yet"):
-        compile_network(mixed, (MultiplierKind("exact", "exact"),), Size())
+    program = compile_network(mixed, (MultiplierKind("exact", "exact"),), Size(batch=2))
+    trace = reference.run(mixed, quantize_images(mixed, digits.train.images[:1])[0])
+    regions = {emission.boundary: emission.region for emission in program.emissions.values()}
+    assert {name: region.shape for name, region in regions.items()} == {
+        name: codes.shape for name, codes in trace.items()
+    }

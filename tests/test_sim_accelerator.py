@@ -80,7 +80,7 @@ def predicted_by_the_cycle_model(network: QNetwork, result: dict, folder: Path) 
     """Layer by layer the cycles are the model's, but for what back-pressure on the bus adds."""
     layers: dict[str, list[int]] = {}
     for label, cost in predict(load_program(network, folder)[0]).items():
-        cycles = layers.setdefault(label.split(".")[0], [0])
+        cycles = layers.setdefault(label.rsplit(".", 1)[0], [0])
         cycles[0] += cost.cycles - cost.stalls
     for layer, counted in result["layers_first_batch"].items():
         assert counted["cycles"] - counted["weight_stalls"] - counted["output_stalls"] == layers[layer][0], layer

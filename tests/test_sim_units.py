@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from amaranth.lib import wiring
 
+from hw.add import AddUnit
 from hw.array import Array
 from hw.parameters import MultiplierKind, Parameters
 from hw.pe import PE
@@ -81,7 +82,7 @@ def test_requantizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rows", "columns", "pages"), [(4, 4, 4), (16, 8, 3)])
 def test_squash(tmp_path: Path, rows: int, columns: int, pages: int) -> None:
-    parameters = Parameters(KINDS, rows, columns, activation_bytes=2048, tables=pages)
+    parameters = Parameters(KINDS, rows, columns, activation_bytes=2048, squash_tables=pages)
     sources = [verilog(Harness(SquashUnit(parameters), parameters), "harness", tmp_path)]
     inputs = {"lanes": parameters.lanes, "size": 2048, "pages": pages, "jobs": 25}
     told = simulate(sources, "harness", "sim.bench_squash", inputs, SEED, tmp_path)
@@ -90,8 +91,18 @@ def test_squash(tmp_path: Path, rows: int, columns: int, pages: int) -> None:
 
 @pytest.mark.parametrize(("rows", "columns", "pages"), [(4, 4, 4), (8, 16, 1)])
 def test_softmax(tmp_path: Path, rows: int, columns: int, pages: int) -> None:
-    parameters = Parameters(KINDS, rows, columns, activation_bytes=4096, tables=pages)
+    parameters = Parameters(KINDS, rows, columns, activation_bytes=4096, exp_tables=pages)
     sources = [verilog(Harness(SoftmaxUnit(parameters), parameters), "harness", tmp_path)]
     inputs = {"lanes": parameters.lanes, "size": 4096, "pages": pages, "jobs": 30}
     told = simulate(sources, "harness", "sim.bench_softmax", inputs, SEED, tmp_path)
     assert told["saturated"] > 30
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (8, 16)])
+def test_add(tmp_path: Path, rows: int, columns: int) -> None:
+    parameters = Parameters(KINDS, rows, columns, activation_bytes=1024)
+    sources = [verilog(Harness(AddUnit(parameters), parameters), "harness", tmp_path)]
+    inputs = {"lanes": parameters.lanes, "size": 1024, "jobs": 120}
+    told = simulate(sources, "harness", "sim.bench_add", inputs, SEED, tmp_path)
+    assert told["ties"] > 100
+    assert told["saturated"] > 500
