@@ -55,9 +55,9 @@ def with_fetches(steps: list[Step], word_bytes: int) -> list[Step]:
         else:
             runs.append((step, first, words))
     before: dict[int, list[Step]] = {id(job): [] for job, _, _ in runs}
-    for number, (job, first, words) in enumerate(runs):
-        fetch = Step(job.label, Opcode.FETCH, {"address": first * word_bytes, "words": words})
-        before[id(runs[max(0, number - 1)][0])].append(fetch)
+    for number, (_, first, words) in enumerate(runs):
+        job, *_ = runs[max(0, number - 1)]
+        before[id(job)].append(Step(job.label, Opcode.FETCH, {"address": first * word_bytes, "words": words}))
     return [s for step in steps for s in (*before.get(id(step), ()), step)]
 
 
