@@ -1,6 +1,7 @@
 """The compiler: descriptors that lose no bits, bytes that come back as codes, networks that do not fit."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hw.compiler import compile_network
 from hw.parameters import MultiplierKind, Parameters, Size
 from hw.program import from_bytes, to_bytes
 from model.errors import RedcaneError
-from model.qnetwork import Coding, QNetwork, terms
+from model.qnetwork import Coding, QAdd, QClassCaps, QConvCaps3D, QNetwork, terms
+from tests.random_deepcaps import deepcaps
 from tests.random_networks import networks
 
 
@@ -42,8 +44,8 @@ def test_descriptors_hold_what_was_written() -> None:
     assert words[0] | words[1] << 32 == 4 | 1 << 4 | 0xA5 << 5 | 0x123456 << 13 | 7 << 37
 
 
-@settings(max_examples=25, deadline=None)
-@given(networks())
+@settings(max_examples=40, deadline=None)
+@given(networks() | deepcaps())
 def test_the_jobs_cover_every_product_once(network: QNetwork) -> None:
     """The valid lanes and columns of all MATMUL jobs, counted, are the multiplications of the network (padded votes
     apart).
@@ -58,21 +60,36 @@ def test_the_jobs_cover_every_product_once(network: QNetwork) -> None:
         job = isa.MATMUL.from_bits(value & ((1 << isa.MATMUL.size) - 1))
         lanes = (job.chunks - 1) * job.lanes + job.last_lanes
         columns = (job.blocks - 1) * job.columns + job.last_columns
-        done += job.groups * job.segments * lanes * columns * job.rows * job.cols * job.images
+        done += job.groups * job.segments * job.windows * lanes * columns * job.rows * job.cols * job.images
+    made = {emission.boundary: math.prod(emission.region.shape) for emission in program.emissions.values()}
     wanted = 0
-    height = network.image[0], network.image[1]
     for layer in network.layers:
-        if hasattr(layer, "conv"):
-            cout, kh, kw, _ = layer.conv.weights.shape
-            edge = 2 * layer.conv.padding
-            height = tuple((size + edge - k) // layer.conv.stride + 1 for size, k in zip(height, (kh, kw), strict=True))
-            wanted += height[0] * height[1] * cout * terms(layer, "mac")
-        else:
-            inputs, dim_in, classes, dim = layer.weights.shape
-            padded = -(-dim // 4) * 4
-            wanted += inputs * dim_in * classes * padded
-            wanted += inputs * classes * dim * (2 * layer.iterations - 1)
+        if isinstance(layer, QClassCaps | QConvCaps3D):
+            votes = made[f"{layer.name}.votes"]
+            dim = layer.capsule_dim if isinstance(layer, QConvCaps3D) else layer.weights.shape[3]
+            wanted += votes // dim * -(-dim // 4) * 4 * terms(layer, "votes") + votes * (2 * layer.iterations - 1)
+        elif not isinstance(layer, QAdd):
+            wanted += made[f"{layer.name}.mac"] * terms(layer, "mac")
     assert done == 2 * wanted
+
+
+@settings(max_examples=20, deadline=None)
+@given(networks() | deepcaps())
+def test_what_will_be_read_is_not_overwritten(network: QNetwork) -> None:
+    """No boundary lies where an earlier one does that its layer, or one after it, reads."""
+    program = compile_network(network, kinds(network), Size(batch=3))
+    regions = {e.boundary: e.region for e in program.emissions.values() if not e.region.votes}
+    order = list(regions)
+    checked = 0
+    for layer, sources in network.sources():
+        first = {QAdd: "add", QClassCaps: "softmax.1", QConvCaps3D: "softmax.1"}.get(type(layer), "mac")
+        for source in sources:
+            read = regions[source]
+            for name in order[order.index(source) + 1 : order.index(f"{layer.name}.{first}") + 1]:
+                made = regions[name]
+                assert made.base >= read.base + read.total or made.base + made.total <= read.base
+                checked += 1
+    assert checked >= len(network.layers)
 
 
 @settings(max_examples=1, deadline=None)
