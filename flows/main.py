@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import characterize_command, evolve_command, fetch_command, profile_command, publish_command
+from flows import (
+    characterize_command,
+    evolve_command,
+    fetch_command,
+    profile_command,
+    publish_command,
+    reproduce_command,
+)
 from model.errors import RedcaneError
 
 if TYPE_CHECKING:
@@ -83,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_arguments(command)
     command.set_defaults(command=_map)
     publish_command.add_parser(commands)
+    reproduce_command.add_parser(commands, _add_run_options)
     library = commands.add_parser("library", help="the multipliers to choose from")
     actions = library.add_subparsers(title="actions", metavar="ACTION", required=True)
     action = actions.add_parser("import", help="import a folder of EvoApproxLib (its v1.0 layout)")
@@ -108,6 +116,10 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "config", type=Path, metavar="CONFIG", help="configuration of the run, such as configs/digits.yaml"
     )
+    _add_run_options(command)
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs' folders lie (default: runs)"
     )
@@ -132,7 +144,8 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scheduler", metavar="ADDRESS", help="analyse on the Dask cluster of this scheduler")
 
 
-def _run(chosen: argparse.Namespace) -> Run:
+def run_of(chosen: argparse.Namespace) -> Run:
+    """The run that a command's arguments name (`_add_run_arguments`)."""
     from flows.config import Config
     from flows.run import Run
 
@@ -155,7 +168,7 @@ def _run(chosen: argparse.Namespace) -> Run:
 
 
 def _stage(chosen: argparse.Namespace) -> None:
-    run = _run(chosen)
+    run = run_of(chosen)
     from flows.stages import bring_up
     from flows.summary import finetuning, summary
 
@@ -170,11 +183,11 @@ def _stage(chosen: argparse.Namespace) -> None:
 def _operations(chosen: argparse.Namespace) -> None:
     from flows.tables import operations_table
 
-    print(operations_table(_run(chosen).config.shape()))
+    print(operations_table(run_of(chosen).config.shape()))
 
 
 def _map(chosen: argparse.Namespace) -> None:
-    run = _run(chosen)
+    run = run_of(chosen)
     from flows.stages import bring_up
     from flows.tables import mapping_table
     from hw.compiler import compile_network
