@@ -131,6 +131,14 @@ class Assign(Section):
     max_kinds: Annotated[int, Field(ge=1, le=16)] = Field(
         3, description="different multipliers in a processing element, at most"
     )
+    measurements: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        80,
+        description="assignments to measure, at most, in search of cheaper multipliers than the tolerated noise admits "
+        "(docs/assignment.md); 0 for none",
+    )
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
+        0.9, description="of keeping the budget with multipliers found so: 0.5 goes by the selection images alone"
+    )
     images: Positive = Field(
         256, description="training images on which the operations' real operands are sampled, the first ones"
     )

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
@@ -24,8 +25,10 @@ from model.assignment import assignment, load_assignment, save_assignment
 from model.capture import capture
 from model.datasets import Dataset, Split
 from model.emulation import Emulator
+from model.exploration import explore
 from model.files import digest, write_atomic
 from model.finetune import finetune, with_weights
+from model.measurements import Measurements
 from model.network import Network
 from model.nextpnr import nextpnr_version
 from model.operations import operations
@@ -124,27 +127,55 @@ def _integer_accuracies(run: Run, network: QNetwork) -> dict[str, float]:
 def _assign(run: Run, scratch: Path, about: Json) -> None:
     config, library, formats = run.config, run.library, run.config.formats()
     exact = _quantized(run, formats)
+    settings, images = config.assign, run.selection_images
     tables = {name: component.table for name, component in library.components.items()}
-    sampled = image_codes(exact, run.dataset.train.images[: config.assign.images])
+    sampled = image_codes(exact, run.dataset.train.images[: settings.images])
+    captures = capture(Emulator(exact), sampled, seed=config.seed)
     resilience = Resilience.from_json(run.read("resilience.json"))
     keys = [key for key, _, _ in exact.products()]
+    costs = {name: library.cost(name) for name in tables}
+    multiplications = {o.key: o.counts.multiplications for o in operations(run.network())}
+    known = _partial(run, f"measurements-{digest(json.dumps(about['made_from'], sort_keys=True).encode())[:16]}.jsonl")
+    measurements = Measurements(
+        exact,
+        tables,
+        image_codes(exact, images.images),
+        images.labels,
+        np.arange(len(images)) % len(run.dataset.validation),
+        config.seed,
+        known,
+    )
     selection = select(
         exact,
-        capture(Emulator(exact), sampled, seed=config.seed),
+        captures,
         tables,
-        {name: library.cost(name) for name in tables},
-        {o.key: o.counts.multiplications for o in operations(run.network())},
+        costs,
+        multiplications,
         {key: resilience.tolerated_nm(key) for key in keys},
-        lambda chosen: _integer_accuracy(exact.with_components(chosen, tables), run.selection_images),
-        accuracy(run.network(), run.selection_images.images, run.selection_images.labels),
-        config.assign.budget_points,
-        config.assign.max_kinds,
+        measurements.accuracy,
+        accuracy(run.network(), images.images, images.labels),
+        settings.budget_points,
+        settings.max_kinds,
+        tell,
+    )
+    selection = explore(
+        selection,
+        exact,
+        captures,
+        tables,
+        costs,
+        multiplications,
+        measurements,
+        settings.max_kinds,
+        settings.confidence,
+        settings.measurements,
         tell,
     )
     if selection.warning:
         tell(f"warning: {selection.warning}")
     save_assignment(scratch / "assignment.yaml", assignment(selection, formats, library))
     write_json(scratch / "selection.json", {"schema": 1, "cost": library.cost_name, **asdict(selection)}, about)
+    known.unlink(missing_ok=True)
 
 
 def _assigned(run: Run) -> tuple[QNetwork, QNetwork]:

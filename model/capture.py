@@ -32,6 +32,16 @@ class Capture:
         difference = term_table(self.product, exact).astype(np.int64) - term_table(self.product, table)
         return difference.reshape(-1)[self.pairs].sum(axis=1) / self.spans
 
+    def noise(self, exact: Table, table: Table) -> float:
+        """Root mean square of (P - g P') / R over the sums, with the gain g that makes it least: a common gain is in no
+        class's favour.
+        """
+        sums = [term_table(self.product, t).astype(np.int64).reshape(-1)[self.pairs].sum(axis=1) / self.spans
+                for t in (exact, table)]  # fmt: skip
+        power = float(sums[1] @ sums[1])
+        gain = float(sums[0] @ sums[1]) / power if power else 0.0
+        return float(np.sqrt(np.mean(np.square(sums[0] - gain * sums[1]))))
+
     def port_histogram(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """How often the multiplier's ports see each pair of values [a, b], 256 x 256 counts each: of the products
         that are added, and of those that are subtracted (sign-magnitude, operands of unlike signs).

@@ -10,6 +10,8 @@
    what it tolerates gets a component of less error. In the end everything is exact.
 5. Operations that were made more exact than the rest turned out to need are given back what they had, one at a time,
    last first, where the measured accuracy allows it.
+
+model/exploration.py goes on from there, below what the noise admits, by measuring.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ class Step:
     drop_points: float  # from the float accuracy, percentage points
     cost: float
     within_budget: bool
+    bound_points: float | None = None  # of the drop, at the confidence of the exploration
+    images: int | None = None  # on which; None: all
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ class Selection:
     budget_points: float
     figures: dict[str, dict[str, NoiseFigures]]  # of every component (by name) in every operation
     warning: str | None
+    guided: dict[str, str]  # the assignment that the noise alone led to, steps 1 to 5
+    measurements: int = 0  # assignments that were measured to go below it (model/exploration.py)
+    confidence: float | None = None  # that the drop is at most bound_points, where that led to the assignment
+    bound_points: float | None = None
 
     @property
     def assignment(self) -> dict[str, str]:
@@ -162,14 +170,33 @@ def select(
         )
     else:
         best = _search_within_budget(search, try_out, first)
-    rows = []
-    for key in keys:
-        name = best.assignment[key]
-        spent, full = (multiplications.get(key, 0) * costs[n] for n in (name, exact[key]))
-        rows.append(Choice(key, name, figures[key][name], tolerated.get(key, 0.0), spent, full - spent))
+    spent = {key: {name: multiplications.get(key, 0) * costs[name] for name in found} for key, found in figures.items()}
     return Selection(
-        tuple(rows), tuple(history), float_accuracy, first.accuracy, best.accuracy, budget_points, figures, warning
+        choices(best.assignment, exact, figures, tolerated, spent),
+        tuple(history),
+        float_accuracy,
+        first.accuracy,
+        best.accuracy,
+        budget_points,
+        figures,
+        warning,
+        best.assignment,
     )
+
+
+def choices(
+    assignment: Mapping[str, str],
+    exact: Mapping[str, str],
+    figures: Mapping[str, Mapping[str, NoiseFigures]],
+    tolerated: Mapping[str, float],
+    spent: Mapping[str, Mapping[str, float]],
+) -> tuple[Choice, ...]:
+    """The rows of a selection; `spent` is the cost of every component in every operation, `exact` names exact ones."""
+    return tuple(
+        Choice(key, name, figures[key][name], tolerated.get(key, 0.0), spent[key][name],
+               spent[key][exact[key]] - spent[key][name])
+        for key, name in assignment.items()
+    )  # fmt: skip
 
 
 def _search_within_budget(

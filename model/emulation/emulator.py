@@ -9,7 +9,7 @@ terms have integer factors, else gathers (gather_sums.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from model.emulation.terms import term_table
 from model.errors import RedcaneError
 from model.qnetwork import (
     Adder,
+    Layer,
     QAdd,
     QClassCaps,
     QConvCaps,
@@ -82,6 +83,28 @@ class Emulator:
         with self._sums.prepared():
             return torch.cat([self._run(tile, None)["class"] for tile in self._tiles(images)]).cpu().numpy()
 
+    def before_last(self, images: NDArray[np.int16] | Tensor) -> dict[str, Tensor]:
+        """The boundaries (N, ...) that the last layer reads, for image codes (N, H, W, C): see `classify_last`."""
+        *layers, (_, boundaries) = self.network.sources()
+        traces: list[dict[str, Tensor]] = []
+        with self._sums.prepared():
+            for tile in self._tiles(images):
+                trace = {"input": tile}
+                self._compute(layers, trace, None)
+                traces.append({name: trace[name] for name in boundaries})
+        return {name: torch.cat([trace[name] for trace in traces]) for name in boundaries}
+
+    def classify_last(self, boundaries: dict[str, Tensor]) -> NDArray[np.int64]:
+        """Classes (N,) from what the last layer reads: `before_last` of a network whose other layers are the same."""
+        *_, last = self.network.sources()
+        classes = []
+        with self._sums.prepared():
+            for tile in zip(*(tensor.split(self.tile) for tensor in boundaries.values()), strict=True):
+                trace = dict(zip(boundaries, tile, strict=True))
+                self._compute([last], trace, None)
+                classes.append(trace["class"])
+        return torch.cat(classes).cpu().numpy()
+
     def _tiles(self, images: NDArray[np.int16] | Tensor) -> Iterator[Tensor]:
         codes = torch.as_tensor(images)
         if codes.ndim != 4 or len(codes) == 0 or tuple(codes.shape[1:]) != self.network.image:
@@ -93,8 +116,15 @@ class Emulator:
 
     def _run(self, images: Tensor, observe: Observer | None) -> dict[str, Tensor]:
         trace = {"input": images}
+        self._compute(self.network.sources(), trace, observe)
+        return trace
+
+    def _compute(
+        self, layers: Iterable[tuple[Layer, tuple[str, ...]]], trace: dict[str, Tensor], observe: Observer | None
+    ) -> None:
+        """Add to `trace` the boundaries of layers, each with the names of those that it reads."""
         seen = observe or (lambda key, iteration, accumulators: None)
-        for layer, sources in self.network.sources():
+        for layer, sources in layers:
             x = [trace[source] for source in sources]
             if isinstance(layer, QClassCaps):
                 capsules = [u.reshape(len(u), -1, layer.weights.shape[1]) for u in x]
@@ -112,11 +142,6 @@ class Emulator:
                     grid = maps.shape[1:3] if isinstance(layer, QConvCaps) else ()
                     s = maps.reshape(len(maps), *grid, -1, layer.capsule_dim)
                     trace[f"{layer.name}.squash"] = squash(layer.squash, s)
-        last = self.network.layers[-1]
-        assert isinstance(last, QClassCaps)  # nothing else makes classes
-        v = trace[last.output].long() - last.squash.out.zero_point
-        trace["class"] = (v**2).sum(dim=-1).argmax(dim=-1)
-        return trace
 
     def _conv_capsules_3d(self, layer: QConvCaps3D, u: Tensor, trace: dict[str, Tensor], seen: Observer) -> None:
         """Capsules u (N, H, W, I, Din): votes (N, H * W, I, J, D), routed at every position as if it were an image."""
@@ -138,6 +163,8 @@ class Emulator:
         seen(f"{layer.name}.votes", 0, accumulators)
         votes = trace[f"{layer.name}.votes"] = self._sums.requantize(layer.votes.requantizer, accumulators)
         self._route(layer, votes, trace, seen)
+        v = trace[layer.output].long() - layer.squash.out.zero_point
+        trace["class"] = (v**2).sum(dim=-1).argmax(dim=-1)
 
     def _route(self, layer: Routed, votes: Tensor, trace: dict[str, Tensor], seen: Observer) -> None:
         """Dynamic routing of votes (N, I, J, D)."""
