@@ -1,5 +1,5 @@
-"""The embedded library: exact multipliers of unsigned and of signed operands, and a graded family of multipliers of our
-own, evolved from the former.
+"""The embedded library: exact multipliers of unsigned and of signed operands, a graded family of multipliers of our
+own, evolved from the former, and another that joins partial products by OR (or_family.py).
 
 `python -m model.multipliers.embedded_family FOLDER` makes it anew, the same to the byte, in about half an hour of one
 core; FOLDER keeps what is finished, so that it can be stopped. `mul8u_eNN` are for operands that are all alike,
@@ -15,7 +15,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
 from model.errors import RedcaneError
 from model.files import replace_folder, write_atomic
-from model.multipliers import family
+from model.multipliers import family, or_family
 from model.multipliers.evolve import Limits, Progress
 from model.multipliers.evolved import Recipe, make
 from model.multipliers.library import EMBEDDED, write_library
@@ -68,9 +68,12 @@ def evolve_all(work: Path) -> list[Circuit]:
 def write(work: Path, folder: Path = EMBEDDED) -> None:
     """Make the embedded library anew in `folder`, which it replaces."""
     exact = [EXACT, SIGNED_EXACT]
-    circuits = [*(Circuit(structure.component, family.verilog(structure)) for structure in exact), *evolve_all(work)]
+    joined = or_family.select()
+    circuits = [*(Circuit(structure.component, family.verilog(structure)) for structure in exact), *evolve_all(work),
+                *(Circuit(component, or_family.verilog(component)) for component in joined)]
     provenance = {structure.component: f"ariths-gen {structure}" for structure in exact}
     provenance |= {recipe.component: recipe.command() for recipe in recipes()}
+    provenance |= {component: "partial products joined by OR" for component in joined}
     with replace_folder(folder) as fresh:
         write_library(fresh, "embedded", circuits, provenance)
 

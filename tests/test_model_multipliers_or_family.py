@@ -1,0 +1,58 @@
+"""Multipliers of ORs: what their names promise, what they get right, and that the family is a graded front."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from model.errors import RedcaneError
+from model.multipliers import or_family
+from model.multipliers.error_figures import EXACT
+from model.multipliers.library import load_library
+
+FAMILY = [c for name, c in load_library().components.items() if name.startswith("mul8u_or_")]
+
+
+def test_definition_by_hand() -> None:
+    table = or_family.definition("mul8u_or_a0b0v0")
+    assert table[5, 3] == (5 | 5 << 1) and table[255, 255] == 2**15 - 1
+    for power in range(8):
+        np.testing.assert_array_equal(table[1 << power], EXACT[1 << power])
+        np.testing.assert_array_equal(table[:, 1 << power], EXACT[:, 1 << power])
+    assert (table <= EXACT).all()
+    cut = or_family.definition("mul8u_or_a2b3v6")
+    assert cut[255, 255] == 2**15 - 2**6 and not cut[3].any() and not cut[:, 7].any() and not cut[4, 8]
+    for name in ("mul8u_e01", "mul8u_or_a9b0v0", "mul8u_or_a0b0v15", "mul8u_or_a0b0v5;"):
+        with pytest.raises(RedcaneError, match="not a component of this family"):
+            or_family.definition(name)
+
+
+def test_the_embedded_ones_are_what_their_names_promise() -> None:
+    assert len(FAMILY) >= 6
+    for component in FAMILY:
+        np.testing.assert_array_equal(component.table, or_family.definition(component.name))
+        assert component.verilog == or_family.verilog(component.name)
+        assert not component.table[0].any() and not component.table[:, 0].any()
+
+
+def test_the_family_is_graded() -> None:
+    by_cost = sorted(FAMILY, key=lambda c: c.cost.transistors)
+    assert by_cost[0].cost.transistors < 60 and by_cost[-1].cost.transistors < 200
+    for deviation in or_family.DEVIATIONS:
+        noise = [or_family.noise(c.table, deviation) for c in by_cost]
+        assert noise[-1] < 0.16 < 0.2 < noise[0]
+    assert all(one < other for one, other in pairwise(or_family.noise(c.table, 32)
+                                                      for c in reversed(by_cost)))  # fmt: skip
+
+
+def test_a_gain_is_no_noise() -> None:
+    assert or_family.noise(EXACT.astype(np.uint16), 32) == 0
+    assert or_family.noise((EXACT // 4 * 3).astype(np.uint16), 96) < 0.001
+    assert or_family.noise((EXACT >> 13 << 13).astype(np.uint16), 96) > 0.3
+
+
+@pytest.mark.slow
+def test_the_family_is_chosen_again() -> None:
+    assert sorted(or_family.select()) == sorted(c.name for c in FAMILY)
