@@ -73,7 +73,7 @@ def write(work: Path, folder: Path = EMBEDDED) -> None:
                 *(Circuit(component, or_family.verilog(component)) for component in joined)]
     provenance = {structure.component: f"ariths-gen {structure}" for structure in exact}
     provenance |= {recipe.component: recipe.command() for recipe in recipes()}
-    provenance |= {component: "partial products joined by OR" for component in joined}
+    provenance |= dict.fromkeys(joined, "partial products joined by OR")
     with replace_folder(folder) as fresh:
         write_library(fresh, "embedded", circuits, provenance)
 
