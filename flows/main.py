@@ -15,6 +15,7 @@ from flows import (
     profile_command,
     publish_command,
     reproduce_command,
+    simulate_command,
 )
 from model.errors import RedcaneError
 
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
             name, help=text, description=f"{name}: {text}. Brings up to date whatever comes before."
         )
         _add_run_arguments(command)
+        if name == "simulate":
+            simulate_command.add_arguments(command)
         command.set_defaults(command=_stage, stage=name)
     command = commands.add_parser(
         "operations", help="the operations of a network, by layer and group, with their counts"
@@ -171,6 +174,10 @@ def _stage(chosen: argparse.Namespace) -> None:
     run = run_of(chosen)
     from flows.stages import bring_up
     from flows.summary import finetuning, summary
+
+    if chosen.stage == "simulate" and (chosen.layer or chosen.waves):
+        print(simulate_command.look_closer(run, chosen.layer, chosen.waves))
+        return
 
     # What fine-tuning came to is told by the quantised network's accuracy.
     bring_up(run, {"run": "report", "finetune": "quantize"}.get(chosen.stage, chosen.stage))

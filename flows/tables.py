@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from hw.program import Program
     from model.network import Shape
+    from sim.verify import LayerResult
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], left: Collection[int] = (0,)) -> str:
@@ -59,6 +60,23 @@ def operations_table(shape: Shape) -> str:
 def _counts(counts: object) -> list[str]:
     names = ("multiplications", "additions", "divisions", "exponentials", "square_roots")
     return [f"{getattr(counts, name):,}" for name in names]
+
+
+def layers_table(results: Mapping[str, LayerResult], pes: int) -> str:
+    """What layers alone came to, cycles for one image."""
+    rows = [
+        [
+            layer,
+            result.images,
+            f"{result.values:,}",
+            result.mismatches,
+            f"{result.cycles / result.images:,.0f}",
+            f"{result.predicted / result.images:,.0f}",
+            f"{result.busy_pe_cycles / (result.cycles * pes):.1%}",
+        ]
+        for layer, result in results.items()
+    ]
+    return table(["layer", "images", "values", "differ", "cycles", "predicted", "use"], rows)
 
 
 def mapping_table(program: Program) -> str:

@@ -89,8 +89,14 @@ class Program:
 
     def image_packet(self, codes: Codes) -> Packet:
         """The packet that puts a batch of images (N, H, W, C) into its place; what is missing is zeros."""
-        filled = np.concatenate([codes, np.zeros((self.image.images - len(codes), *self.image.shape), np.int16)])
-        return Packet(Target.ACTIVATIONS, self.image.base, words32(to_bytes(self.image.coding, filled)))
+        return self.region_packet(self.image, codes)
+
+    @staticmethod
+    def region_packet(region: Region, codes: Codes) -> Packet:
+        """The packet that puts a batch of codes (N, ...) into a region of activations; what is missing is zeros."""
+        shaped = codes.reshape(len(codes), *region.shape)
+        filled = np.concatenate([shaped, np.zeros((region.images - len(codes), *region.shape), np.int16)])
+        return Packet(Target.ACTIVATIONS, region.base, words32(to_bytes(region.coding, filled)))
 
     def start_packet(self, traced: bool) -> Packet:
         return Packet(Target.START, self.traced_entry if traced else self.entry, np.zeros(0, np.uint32))

@@ -9,7 +9,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.clock import Clock
-from cocotb.triggers import ClockCycles, FallingEdge, RisingEdge, SimTimeoutError, with_timeout
+from cocotb.triggers import ClockCycles, FallingEdge, First, RisingEdge, SimTimeoutError, with_timeout
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster  # type: ignore[import-untyped]  # it has no types
 from numpy.typing import NDArray
 
@@ -76,7 +76,9 @@ class BenchMemory:
 
 @cocotb.test()
 async def runs(dut: Any) -> None:
-    """Fill the memory, do the runs one after the other, keep results and counters. Inputs: see sim.system."""
+    """Fill the memory, do the runs one after the other until waveforms are over, keep results and counters. Inputs: see
+    sim.system.
+    """
     job = inputs()
     dut.latency.value, dut.hold.value = job["latency"], job["hold"]
     dut.load.value, dut.store.value = 0, 0
@@ -92,7 +94,7 @@ async def runs(dut: Any) -> None:
 
     async def interrupt() -> None:
         if dut.irq.value == 0:
-            await RisingEdge(dut.irq)
+            await First(RisingEdge(dut.irq), RisingEdge(dut.over))
 
     told, results = [], []
     for number, run in enumerate(Run(**run) for run in job["runs"]):
@@ -102,6 +104,8 @@ async def runs(dut: Any) -> None:
             await with_timeout(interrupt(), job["timeout_cycles"] * CLOCK_NS, "ns")
         except SimTimeoutError:
             raise AssertionError(f"run {number}: no interrupt in {job['timeout_cycles']} cycles") from None
+        if dut.over.value == 1:
+            break
         size = await driver.finish()
         results.append(await memory.read(run.results_address, size))
         told.append(await driver.counters() | {"seconds": time.process_time() - begin})

@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hw.cycles import predict
 from hw.parameters import Parameters
 from hw.program import Program
 from model import reference
 from model.qnetwork import Codes, QNetwork
 from sim.driver import Run
 from sim.runner import BenchFailed
-from sim.system import PAGE, Memory, Outcome, simulate_runs
-from sim.verify import Scoreboard, by_layer
-
-Fault = dict[str, Any]
+from sim.scoreboard import Fault, Scoreboard, by_layer, cycle_fault
+from sim.system import PAGE, Memory, Outcome, beats_of, simulate_runs
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def _simulated(sources: Sequence[Path], cases: Sequence[Case], options: dict[str
         if runs and memory.end + room(program) > options["memory_bytes"]:
             break
         image = program.image_packet(case.images)
-        commands = [*program.setup, image, program.start_packet(True), image, program.start_packet(False)]
+        commands = beats_of([*program.setup, image, program.start_packet(True), image, program.start_packet(False)])
         results = program.results_bytes(True) + program.results_bytes(False)
         runs.append(memory.run(memory.place(program.weights), commands, results))
     with tempfile.TemporaryDirectory(prefix="redcane-programs-") as scratch:
@@ -107,15 +104,3 @@ def _fault(case: Case, outcome: Outcome) -> Fault | None:
     if board.first:
         return board.first
     return cycle_fault(program, by_layer(program, board.counters))
-
-
-def cycle_fault(program: Program, layers: dict[str, dict[str, int]]) -> Fault | None:
-    """The first layer whose cycles are not those of the cycle model, but for what the bus holds up."""
-    wanted = dict.fromkeys(layers, 0)
-    for label, cost in predict(program).items():
-        wanted[label.rsplit(".", 1)[0]] += cost.cycles - cost.stalls
-    for layer, counted in layers.items():
-        cycles = counted["cycles"] - counted["weight_stalls"] - counted["output_stalls"]
-        if cycles != wanted[layer]:
-            return {"image": 0, "boundary": f"{layer}: cycles", "index": [], "expected": wanted[layer], "got": cycles}
-    return None

@@ -61,15 +61,15 @@ def simulate(
     """Run the cocotb tests of module `bench` (as "sim.bench_pe") on module `top`; what they reported.
 
     The bench finds `inputs` with `sim.bench.inputs()` and answers with `sim.bench.report()`. `seed` fixes its random
-    numbers and the content of uninitialised memories. `folder` keeps `simulation.log`, `inputs.json`, `outputs.json`,
-    `results.xml` and, with `waves`, `dump.vcd`; without one they are thrown away. `isolate_modules` are modules that
-    occur often and are better compiled once than flattened (multipliers). `build_args` are more Verilator options.
-    `timeout` is in seconds, for the simulation.
+    numbers and the content of uninitialised memories. `folder` keeps `simulation.log`, `inputs.json`, `outputs.json`
+    and `results.xml`; without one they are thrown away. With `waves` the macro WAVES is defined and $dumpvars records.
+    `isolate_modules` are modules that occur often and are better compiled once than flattened (multipliers).
+    `build_args` are more Verilator options. `timeout` is in seconds, for the simulation.
 
     Raises RedcaneError when a tool is missing or the sources do not compile; BenchFailed when a test fails, when there
     is none, when the simulation breaks off or takes too long.
     """
-    build = _build(sources, top, waves, isolate_modules, build_args)
+    build = _build(sources, top, waves, isolate_modules, [*build_args, *(["-DWAVES"] if waves else [])])
     with tempfile.TemporaryDirectory(prefix="redcane-simulation-") as scratch:
         work = Path(folder or scratch).absolute()
         work.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def simulate(
         given.write_text(json.dumps(inputs))
         arguments = {
             "build_dir": str(build), "test_dir": str(work), "results_xml": str(results), "test_module": bench,
-            "hdl_toplevel": top, "hdl_toplevel_lang": "verilog", "seed": seed, "waves": waves,
+            "hdl_toplevel": top, "hdl_toplevel_lang": "verilog", "seed": seed,
             "plusargs": ["+verilator+rand+reset+2", f"+verilator+seed+{seed % (2**31 - 1) + 1}"],
             "extra_env": {INPUTS: str(given), OUTPUTS: str(answer)},
         }  # fmt: skip
@@ -105,7 +105,8 @@ def _build(
     versions = {name: importlib.metadata.version(name) for name in ("verilator", "cocotb")}
     # The compiled program names the folder of cocotb's libraries, hence the interpreter's prefix.
     options = [waves, list(build_args), _FLAGS, _MAKEFLAGS, versions, sys.prefix]
-    runtime = _cache() / f"runtime-{_key(options)}"
+    own = [argument for argument in build_args if not argument.startswith("-G")]  # parameters are the Verilog's
+    runtime = _cache() / f"runtime-{_key([waves, own, *options[2:]])}"
     build = _cache() / _key([top, control, options, [digest(source) for source in sources]])
     if (build / top).exists():
         return build

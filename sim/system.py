@@ -11,8 +11,7 @@ import numpy as np
 from amaranth.utils import ceil_log2
 from numpy.typing import NDArray
 
-from hw.program import Packet, Program
-from model.qnetwork import Codes
+from hw.program import Packet
 from sim.driver import Run, packets
 from sim.runner import simulate
 
@@ -27,6 +26,14 @@ class Outcome:
     packets: list[tuple[int, bytes]]
     counters: dict[str, int]
     seconds: float  # of processor time, for the simulation of this run
+
+
+@dataclass(frozen=True)
+class Window:
+    """The clock cycles, counted from the reset, in which waveforms are recorded, to `waves.vcd` in the folder."""
+
+    first: int
+    last: int
 
 
 def simulate_runs(
@@ -44,13 +51,15 @@ def simulate_runs(
     folder: Path | None = None,
     done: Path | None = None,
     memory_bytes: int = 0,
+    window: Window | None = None,
 ) -> list[Outcome]:
     """Do `runs`, one after the other, on the system in `sources` (module `redcane`) and a memory that holds the
     bytes `memory` at their addresses.
 
     The memory answers after `latency` cycles, and each of its channels holds back in the share `hold` of all cycles
     (0 to 1, at random from `seed`). `done` is a file that grows by one byte a run. The memory holds at least
-    `memory_bytes`: simulations of different content with a memory of the same size share a build.
+    `memory_bytes`: simulations of different content with a memory of the same size share a build. With a `window`, the
+    sources have a module `waves` (`sim.waves`), waveforms are recorded, and all ends with the window.
 
     Raises sim.runner.BenchFailed when a run breaks off, ends in no interrupt within `timeout_cycles`, or breaks the
     protocol of AXI4; RedcaneError when a tool is missing or the sources do not compile.
@@ -69,8 +78,11 @@ def simulate_runs(
         }  # fmt: skip
         sizes = [f"-GBITS={bus_bits}", f"-GADDRESS={address_bits}", f"-GWORDS={words}"]
         work = folder or Path(scratch, "run")
+        if window:
+            work.mkdir(parents=True, exist_ok=True)
+            (work / "window.txt").write_text(f"{window.first} {window.last}\n")
         told = simulate([*sources, *_BENCH], "system_bench", "sim.bench_system", job, seed, work,
-                        isolate_modules=isolate_modules, build_args=sizes)  # fmt: skip
+                        waves=window is not None, isolate_modules=isolate_modules, build_args=sizes)  # fmt: skip
         with np.load(files["results.npz"], allow_pickle=False) as arrays:
             results = [arrays[name].tobytes() for name in arrays.files]
     return [
@@ -97,21 +109,13 @@ class Memory:
         address, self.end = self.end, self.end + -(-size // PAGE) * PAGE
         return address
 
-    def run(self, weights: int, commands: Sequence[Packet], results_size: int) -> Run:
-        """A run that plays `commands`, with its program's weights at `weights`, and room for its results."""
-        beats = np.concatenate([np.array(packet.beats(), "<u4") for packet in commands])
-        return Run(self.place(beats.view(np.uint8)), len(beats), weights, self.reserve(results_size), results_size)
+    def run(self, weights: int, beats: NDArray[np.uint32], results_size: int) -> Run:
+        """A run that plays these beats of commands, with its program's weights at `weights`, and room for its results.
+        """
+        commands = self.place(beats.astype("<u4").view(np.uint8))
+        return Run(commands, len(beats), weights, self.reserve(results_size), results_size)
 
 
-def program_runs(program: Program, setup: NDArray[np.uint32], batches: Sequence[Codes]) -> tuple[Memory, list[Run]]:
-    """The memory for a compiled network, and the runs: one of the `setup` beats, then two for every batch of image
-    codes (N, H, W, C), with every boundary emitted and as in use.
-    """
-    memory = Memory()
-    weights = memory.place(program.weights)
-    runs = [Run(memory.place(setup.astype("<u4").view(np.uint8)), len(setup), weights, memory.reserve(0), 0)]
-    for batch in batches:
-        for traced in (True, False):
-            packets_in = program.image_packet(batch), program.start_packet(traced)
-            runs.append(memory.run(weights, packets_in, program.results_bytes(traced)))
-    return memory, runs
+def beats_of(packets: Sequence[Packet]) -> NDArray[np.uint32]:
+    """Packets as they go over the stream of commands."""
+    return np.concatenate([np.array(packet.beats(), np.uint32) for packet in packets])

@@ -2,7 +2,7 @@
 module system_bench #(
     parameter BITS = 512, ADDRESS = 32, WORDS = 65536
 ) (
-    input clk, input rst, output irq,
+    input clk, input rst, output irq, output over,
     input [15:0] latency, input [7:0] hold, input load, input store, input [31:0] first, input [31:0] last,
     output [31:0] violations,
     input s_axi_awvalid, output s_axi_awready, input [7:0] s_axi_awaddr,
@@ -36,5 +36,10 @@ module system_bench #(
         .m_axi_wstrb(wstrb), .m_axi_wlast(wlast), .m_axi_bvalid(bvalid), .m_axi_bready(bready), .m_axi_bid(bid),
         .m_axi_bresp(bresp)
     );
+`ifdef WAVES
+    waves waves (.clk, .rst, .over);  // see sim/waves.py
+`else
+    assign over = 0;
+`endif
     axi_memory #(.BITS(BITS), .ADDRESS(ADDRESS), .WORDS(WORDS)) memory (.*);
 endmodule

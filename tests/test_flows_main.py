@@ -63,6 +63,21 @@ def redcane(capsys: pytest.CaptureFixture[str], folder: Path, command: str, *opt
     return code, output, "\n".join(line for line in errors.splitlines() if line.startswith("redcane: "))
 
 
+def test_layers_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, _ = redcane(capsys, finished, "simulate", "--layer", "all", "--images", "2")
+    assert code == 0
+    header, _, *rows = [line.split() for line in output.splitlines()]
+    assert [row[0] for row in rows] == ["conv1", "primary", "classcaps"]
+    for row in rows:
+        told = dict(zip(header, row, strict=True))
+        assert (told["images"], told["differ"]) == ("2", "0")
+        assert told["cycles"] == told["predicted"]
+        assert 0 < float(told["use"].rstrip("%")) < 100
+    assert "no value differs" in redcane(capsys, finished, "simulate", "--waves", "--images", "2")[1]
+    code, _, error = redcane(capsys, finished, "simulate", "--layer", "conv9")
+    assert (code, "layer 'conv9': the network has conv1, primary, classcaps" in error) == (2, True)
+
+
 def test_everything_is_there(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = finished / "tiny"
     for name in (

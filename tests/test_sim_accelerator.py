@@ -5,6 +5,7 @@ when a gate is wrong.
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from hw.cycles import predict
 from hw.generate import generate
 from hw.parameters import Size
 from model.errors import RedcaneError
 from model.qnetwork import FORMATS, Coding, Format, Product, QClassCaps, QNetwork, Squash, exp_table, unit_interval
-from sim.verify import load_program, verify
+from sim.scoreboard import cycle_fault
+from sim.verify import first_mismatch, layer_results, load_program, single_layers, verify
+from sim.waves import AFTER, BEFORE, record
 from tests.random_networks import codes, image_codes, networks, requantizer
 
 # Verilog and table of "multipliers" of which two in three are nothing of the kind: they do not commute, and their
@@ -72,19 +74,8 @@ def equal_to_the_reference(
     assert result["mismatches"] == 0
     assert result["values_compared"] > 3 * np.prod(network.image)
     assert 0 < result["pe_utilisation"] < 1
-    predicted_by_the_cycle_model(network, result, folder)
+    assert cycle_fault(load_program(network, folder)[0], result["layers_first_batch"]) is None
     assert result["accuracy"]["rtl"] == result["accuracy"]["reference"]
-
-
-def predicted_by_the_cycle_model(network: QNetwork, result: dict, folder: Path) -> None:
-    """Layer by layer the cycles are the model's, but for what back-pressure on the bus adds."""
-    layers: dict[str, list[int]] = {}
-    for label, cost in predict(load_program(network, folder)[0]).items():
-        cycles = layers.setdefault(label.rsplit(".", 1)[0], [0])
-        cycles[0] += cost.cycles - cost.stalls
-    for layer, counted in result["layers_first_batch"].items():
-        assert counted["cycles"] - counted["weight_stalls"] - counted["output_stalls"] == layers[layer][0], layer
-        assert counted["weight_stalls"] >= 0
 
 
 seeds = st.integers(0, 2**16)
@@ -138,10 +129,14 @@ def test_routing_alone(tmp_path: Path, format: Format) -> None:
 @settings(max_examples=1, **slowly)
 @given(networks())
 def test_a_wrong_gate_and_wrong_files_are_found(tmp_path_factory, network: QNetwork) -> None:
-    network = with_verilog_tables(network)
+    names = {
+        key: ("signed_" if product.format == "twos-complement" else "") + ("exact" if key == "conv1.mac" else "wild")
+        for key, product, _ in network.products()
+    }
+    network = network.with_components(names, TABLES)
     folder = tmp_path_factory.mktemp("rtl")
     generate(network, COMPONENTS, folder, Size())
-    used = network.layers[0].conv.mac.component
+    used = names["conv1.mac"]
     path = folder / f"mul_{used}.v"
     path.write_text(path.read_text().replace("assign O = ", "assign O = 16'h8000 ^ "))
     images = image_codes(np.random.default_rng(1), network, 1)
@@ -149,6 +144,27 @@ def test_a_wrong_gate_and_wrong_files_are_found(tmp_path_factory, network: QNetw
     assert first["boundary"] == "conv1.mac"
     assert first["expected"] != first["got"]
     assert len(first["index"]) == 3
+
+    # The layers alone: wrong where the multiplier is.
+    experiment = single_layers(network, folder, images, [layer.name for layer in network.layers])
+    outcomes = experiment.simulate()
+    results = layer_results(experiment, outcomes)
+    assert results["conv1"].mismatches > 0
+    assert results["primary"].mismatches == results["classcaps"].mismatches == 0
+    assert all(result.cycles == result.predicted for result in results.values())
+    assert sum(result.values for result in results.values()) > 100
+    with pytest.raises(RedcaneError, match="layer 'conv2': the network has conv1, primary, classcaps"):
+        single_layers(network, folder, images, ["conv2"])
+
+    found = first_mismatch(experiment, outcomes)
+    assert found is not None
+    assert found.what == first
+    window = record(experiment, found, folder / "waves.vcd")
+    assert window.last - window.first == BEFORE + AFTER
+    times = re.findall(r"^#(\d+)", (folder / "waves.vcd").read_text(), re.MULTILINE)
+    begin, end = int(times[0]) / 10_000, int(times[-1]) / 10_000  # of ps in a cycle; those before the reset count, too
+    assert window.first <= begin < window.first + 10
+    assert window.last <= end < window.last + 10
 
     (folder / "program.hex").write_text("not a number\n")
     with pytest.raises(RedcaneError, match=r"program\.hex"):

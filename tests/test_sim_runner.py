@@ -111,12 +111,6 @@ def test_a_simulation_that_hangs_is_ended(counter: Path) -> None:
     assert time.monotonic() - begin < 60
 
 
-@pytest.mark.slow  # half a minute when Verilator's runtime was never built with waves
-def test_waves_are_kept(counter: Path, tmp_path: Path) -> None:
-    simulate([counter], "counter", "a_bench", {"cycles": 5, "wanted": 15}, 7, tmp_path, waves=True)
-    assert "count" in (tmp_path / "dump.vcd").read_text()
-
-
 def test_verilog_that_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDCANE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "broken.v").write_text("module broken(input clk, output q); assign q = nothing(clk); endmodule\n")
