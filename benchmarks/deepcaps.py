@@ -1,10 +1,10 @@
 """A DeepCaps of the paper's channel counts on the RTL: every boundary against the reference, cycles layer by layer.
 
-    python benchmarks/deepcaps.py [--dataset mnist] [--run runs/deepcaps-mnist] [--images 1] [--size 16] [--batch 1]
+    python benchmarks/deepcaps.py configs/deepcaps-mnist.yaml [--weights FILE] [--images 1] [--size 16] [--batch 1]
 
-Takes the quantised network of a run, or else one with fresh weights (seed 0), quantised on images of the dataset, with
-all products exact; test images in either case. Cycles and busy PEs come from the counters in the RTL, the cycle model's
-beside them. Results are kept beside this file as deepcaps-DATASET.json.
+The network of a configuration, with the weights of a file (a run's network.safetensors) or else fresh ones (seed 0),
+quantised on images of its dataset with all products exact, classifies test images. Cycles and busy PEs come from the
+counters in the RTL, the cycle model's beside them. Results are kept beside this file as NAME.json, the configuration's.
 """
 
 from __future__ import annotations
@@ -16,44 +16,39 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from flows.config import Config
 from flows.tables import table
 from hw.cycles import predict
 from hw.generate import generate
 from hw.parameters import Size
-from model import qfile
-from model.datasets import Dataset, load
-from model.deepcaps import DeepCaps, DeepCapsShape
+from model.datasets import load
 from model.multipliers.library import load_library
-from model.qnetwork import QNetwork
+from model.network import build
 from model.quantize import image_codes, quantize
+from model.weights import load_weights
 from sim.verify import verify
 
 CALIBRATION = 64  # images
 
 
-def fresh(dataset: Dataset, tables: dict[str, np.ndarray]) -> QNetwork:
-    """A DeepCaps for these images as the paper has it, untrained."""
-    images = dataset.train.images[:CALIBRATION]
-    torch.manual_seed(0)
-    network = quantize(DeepCaps(DeepCapsShape((*images.shape[2:], images.shape[1]), 10)), torch.from_numpy(images))
-    return network.with_components({key: "mul8u_exact" for key, _, _ in network.products()}, tables)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--run", type=Path)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--batch", type=int, default=1)
     chosen = parser.parse_args()
-    components = load_library("embedded").components
-    dataset = load(chosen.dataset)
-    tables = {name: component.table for name, component in components.items()}
-    network = qfile.load(chosen.run / "qmodel") if chosen.run else fresh(dataset, tables)
+    config, components = Config.load(chosen.config), load_library("embedded").components
+    dataset = load(config.dataset, Path(config.data_dir) if config.data_dir else None)
+    torch.manual_seed(0)
+    trained = load_weights(config.shape(), chosen.weights)[0] if chosen.weights else build(config.shape())
+    network = quantize(trained, torch.from_numpy(dataset.train.images[:CALIBRATION]))
+    network = network.with_components(
+        {key: "mul8u_exact" for key, _, _ in network.products()}, {"mul8u_exact": components["mul8u_exact"].table}
+    )
     images = image_codes(network, dataset.test.images[: chosen.images])
     size = Size(chosen.size, chosen.size, chosen.batch)
     begin, cpu = time.monotonic(), os.times()
@@ -68,7 +63,7 @@ def main() -> None:
     for label, cost in predict(program).items():
         layer = label.rsplit(".", 1)[0]
         predicted[layer] = predicted.get(layer, 0) + cost.cycles
-    rows = [
+    rows: list[dict] = [
         {
             "layer": layer,
             "cycles": counted["cycles"] / chosen.batch,
@@ -79,8 +74,8 @@ def main() -> None:
         for layer, counted in result["layers_first_batch"].items()
     ]
     told = {
-        "dataset": chosen.dataset,
-        "weights": "of a run" if chosen.run else "fresh, seed 0",
+        "network": config.name,
+        "weights": "trained" if chosen.weights else "fresh, seed 0",
         "images": chosen.images,
         "array": chosen.size,
         "batch": chosen.batch,
@@ -99,7 +94,7 @@ def main() -> None:
              for r in rows]  # fmt: skip
     print(table(["layer", "cycles", "predicted", "weight stalls", "busy PEs"], cells))
     print({key: value for key, value in told.items() if key != "layers"})
-    Path(__file__).with_name(f"deepcaps-{chosen.dataset}.json").write_text(json.dumps(told, indent=1) + "\n")
+    Path(__file__).with_name(f"{config.name}.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
