@@ -75,6 +75,7 @@ def deepcaps(draw: st.DrawFn) -> QNetwork:
     """conv1, two cells and class capsules that read both cells' sums."""
     make = _Maker(draw)
     size = st.integers(1, 3)
+    capsules = st.sampled_from((2, 3, 1, 5))  # types and dims: five are more than the rows of a small array
     image = (draw(st.integers(2, 5)), draw(st.integers(2, 5)), draw(size))
     form = make.format()
     positive = unit_interval(form)  # of the image and of conv1's output
@@ -83,9 +84,9 @@ def deepcaps(draw: st.DrawFn) -> QNetwork:
     x, coding = reference_of(layers[-1], make, x), positive
     votes_format = make.format()
     shared = make.operand(votes_format, 2.0 ** make.rng.uniform(-8, -6))  # of both sums: the class capsules read them
-    dim = draw(size)
+    dim = draw(capsules)
     for cell, routed in (("cell1", False), ("cell2", True)):
-        types, form = draw(size), votes_format if cell == "cell2" else form
+        types, form = draw(capsules), votes_format if cell == "cell2" else form
         reads: tuple[str, ...] = ("cell1",) if cell == "cell2" else ()
         inner, last = make.format(), make.format()
 
