@@ -66,7 +66,7 @@ def compare(run: Run, kept: Path, trial_images: int) -> dict[str, Any]:
     unsigned = {name: c.table for name, c in run.library.components.items() if not c.signed}
     networks = {f: _quantized(run, f) for f in FORMATS}
     affine = networks["affine"]
-    rows = [row("ours", ours, **tested(round(accuracy["assigned"]["test"] * tests)))]
+    rows = [row("ours", ours, **tested(round(accuracy.get("finetuned", accuracy["assigned"])["test"] * tests)))]
     magnitudes = {name: run.library.get(name).figures.nm for name in unsigned}
     tolerated = _tolerated(run, affine)
     by_nm = by_noise_magnitude(tolerated, magnitudes, costs, lambda key, name: fits(affine, key, name, unsigned[name]))

@@ -1,6 +1,6 @@
 """The page of the reproduction, made from stored results: `python -m flows.reproduction.page` for docs/reproduction.md.
 
-It reads benchmarks/reproduction-*.json, copies of the `reproduction.json` that `redcane reproduce` leaves.
+It reads benchmarks/reproduction/*.json, copies of the `reproduction.json` that `redcane reproduce` leaves.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write_page(results: Sequence[Json], path: Path, plots: Path, others: Iterabl
         "Tables, figures and findings of the ReD-CaNe paper (Marchisio et al., DATE 2020), from networks that this "
         "project trained, and the final design, which the paper does not report. It is made from stored results, "
         "verdicts included: `redcane reproduce BENCHMARK` measures them, `python -m flows.reproduction.page` makes the "
-        "page from all that are kept in `benchmarks/reproduction-*.json`.",
+        "page from all that are kept in `benchmarks/reproduction/`.",
         "",
         *_overview(results),
         *others,
@@ -135,7 +135,7 @@ def _benchmark(one: Json, plots: Mapping[str, str]) -> Iterator[str]:
     yield ""
     yield from _curve_table(curves)
     yield from _multipliers(one["multipliers"], plots)
-    yield from _designs(one["designs"], plots)
+    yield from _designs(one["designs"], _elements(one["benchmark"]), plots)
 
 
 def _curve_table(curves: Json) -> Iterator[str]:
@@ -185,12 +185,12 @@ def _multipliers(found: Json, plots: Mapping[str, str]) -> Iterator[str]:
     yield from _table(["multiplier", "uW", "NA uniform", "NM uniform", "NA real", "NM real"], rows)
 
 
-def _designs(found: Json, plots: Mapping[str, str]) -> Iterator[str]:
+def _designs(found: Json, elements: Json, plots: Mapping[str, str]) -> Iterator[str]:
     yield "### The final design"
     yield (
         f"Accuracy by exact emulation on {found['images']:,} test images; energy of all multiplications relative to "
         f"exact multipliers ({found['cost']}). One multiplier everywhere: tried on {found['trial_images']:,} "
-        "validation images, those that none beats there also on the test images."
+        "validation images, those that none beats there also on the test images. Red: affine codes, blue: the others."
     )
     yield ""
     yield f"![accuracy over energy]({plots['pareto']})"
@@ -212,10 +212,40 @@ def _designs(found: Json, plots: Mapping[str, str]) -> Iterator[str]:
                 f"{100 * right / images:.2f} ({100 * low:.2f} to {100 * high:.2f})",
                 f"{100 * (base - right / images):.2f}",
                 f"{100 * (1 - design['energy']):.1f}",
+                *([] if not elements else [_element(design, found["multiplications"], elements)]),
             ]
         )
     header = ["design", "format", "multipliers", "accuracy %", "points lost", "multiplier energy saved %"]
-    yield from _table(header, rows)
+    yield from _table([*header, *(["element, pJ"] if elements else [])], rows)
+    if elements:
+        yield (
+            "The element is the whole processing element, with its registers, sign logic and accumulator, on this "
+            "network's operands, in osu018 cells ([formats.md](formats.md)): each operation's as measured with its "
+            "multiplier everywhere, weighted by the multiplications. What several kinds of multipliers in one element "
+            "cost on top is not in it (`benchmarks/pe_kinds.json`)."
+        )
+        yield ""
+
+
+def _elements(benchmark: str) -> Json:
+    """Energies of the processing element by format, then multiplier, as benchmarks/formats.py measured them, if so."""
+    file = ROOT / "benchmarks" / "formats.json"
+    if not file.is_file():
+        return {}
+    results: Json = json.loads(read_bounded(file, LIMIT)).get(benchmark, {}).get("results", {})
+    return results
+
+
+def _element(design: Json, multiplications: Mapping[str, int], elements: Json) -> str:
+    """A design's energy per multiplication, pJ; empty where one of its elements was not measured."""
+    spent = 0.0
+    for key, name in design["components"].items():
+        place = "top" if design["align"][key] else "bottom"
+        measured = elements.get("affine" if design["formats"][key] == "affine" else place, {}).get(name)
+        if measured is None or design["formats"][key] == "twos-complement":
+            return ""
+        spent += multiplications[key] * measured["energy_pj"]["total"]
+    return f"{spent / sum(multiplications.values()):.1f}"
 
 
 def _table(header: Sequence[str], rows: Rows) -> Iterator[str]:
@@ -228,7 +258,7 @@ def _table(header: Sequence[str], rows: Rows) -> Iterator[str]:
 
 def main() -> None:
     """Make docs/reproduction.md and its plots from the stored results."""
-    files = sorted((ROOT / "benchmarks").glob("reproduction-*.json"))
+    files = sorted((ROOT / "benchmarks" / "reproduction").glob("*.json"))
     results = [json.loads(read_bounded(file, LIMIT)) for file in files]
     write_page(results, ROOT / "docs" / "reproduction.md", ROOT / "docs" / "reproduction", _without_results(results))
 

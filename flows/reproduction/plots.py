@@ -51,7 +51,7 @@ def _energy(operations: Mapping[str, Any], path: Path) -> None:
         left.barh(list(sources), known, left=start, color=color, label=operation)
         start += known
     left.set(xlabel="% of the energy (Fig. 4)", xlim=(90, 100))
-    left.legend(fontsize=7, loc="lower left")
+    left.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
     ours = [saved_by_multiplier(s["multiplications"]) for s in sources.values()]
     right.barh(list(sources), ours, color=OURS)
     right.axvline(SAVED["multipliers"], color="black", linewidth=0.8, linestyle="--", label="the paper")
