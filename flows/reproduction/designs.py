@@ -36,16 +36,69 @@ HOPELESS = 0.05
 _LIMIT = 2**24
 
 
-def compare(run: Run, kept: Path, trial_images: int) -> dict[str, Any]:
-    """Measure the designs of a run that is assigned and quantised. What is measured is kept in the file `kept`."""
-    ours, accuracy = run.qnetwork(), run.read("accuracy.json", "float", "assigned")
-    counts = {o.key: o.counts.multiplications for o in operations(run.network())}
-    costs = {name: run.library.cost(name) for name in run.library.components}
-    exact = {key: run.library.exact.name for key in counts if key in run.config.formats()}
-    full = _cost(exact, counts, costs)
-    tests = len(run.dataset.test)
+def rivals(run: Run, kept: Path, trial_images: int) -> dict[str, Any]:
+    """Measure all designs but ours, of a run that is analysed. What is measured is kept in the file `kept`."""
+    rows, test, library = _Rows(run), run.dataset.test, run.library
+    measured = _Measured(kept)
+    trial = Split(run.dataset.validation.images[:trial_images], run.dataset.validation.labels[:trial_images])
+    unsigned = {name: c.table for name, c in library.components.items() if not c.signed}
+    networks = {f: _quantized(run, f) for f in FORMATS}
+    affine = networks["affine"]
+    magnitudes = {name: library.get(name).figures.nm for name in unsigned}
+    resilience = Resilience.from_json(run.read("resilience.json"))
+    tolerated = {key: resilience.tolerated_nm(key) for key in rows.exact}
+    by_nm = by_noise_magnitude(
+        tolerated, magnitudes, library.costs.by_name, lambda key, name: fits(affine, key, name, unsigned[name])
+    )
+    papers = affine.with_components(by_nm, unsigned)
+    found = [rows.row("paper", papers, measured.right(papers, test), tolerated=tolerated)]
+    found += [rows.row("exact", network, measured.right(network, test)) for network in networks.values()]
+    everywhere: dict[Format, list[dict[str, Any]]] = {f: [] for f in FORMATS}
+    trials = [(f, name) for f in FORMATS for name in unsigned]
+    for number_format, name in tqdm(trials, desc="reproduce: one multiplier everywhere", unit="design"):
+        try:
+            network = networks[number_format].with_components(dict.fromkeys(rows.exact, name), unsigned)
+        except RedcaneError:
+            continue  # its sums could overflow: no accelerator would be made
+        tried = {"right": measured.right(network, trial), "images": len(trial)}
+        everywhere[number_format].append(rows.row("everywhere", network, trial=tried))
+    tried_rows = [row for of_format in everywhere.values() for row in of_format]
+    hopeless = max(row["trial"]["right"] for row in tried_rows) - HOPELESS * len(trial)
+    best = [(f, row) for f in FORMATS for row in pareto(everywhere[f]) if row["trial"]["right"] >= hopeless]
+    for number_format, row in tqdm(best, desc="reproduce: the best of them on the test set", unit="design"):
+        network = networks[number_format].with_components(row["components"], unsigned)
+        row["test"] = {"right": measured.right(network, test), "images": len(test)}
+    accuracy = run.read("training.json", "accuracy")["accuracy"]["test"]
+    return {
+        "schema": 1,
+        "library": library.name,
+        "cost": library.cost_name,
+        "images": len(test),
+        "trial_images": len(trial),
+        "float": {"right": round(accuracy * len(test)), "images": len(test)},
+        "multiplications": {key: rows.counts[key] for key in rows.exact},
+        "designs": found + tried_rows,
+    }
 
-    def row(kind: str, network: QNetwork, **more: Any) -> dict[str, Any]:
+
+def ours(run: Run) -> dict[str, Any]:
+    """The design of a run that is assigned and quantised, fine-tuned where that is configured."""
+    accuracy = run.read("accuracy.json", "assigned")
+    test = accuracy.get("finetuned", accuracy["assigned"])["test"]
+    return _Rows(run).row("ours", run.qnetwork(), round(test * len(run.dataset.test)))
+
+
+class _Rows:
+    """Designs as rows of results, with their energy relative to exact multipliers."""
+
+    def __init__(self, run: Run) -> None:
+        self.counts = {o.key: o.counts.multiplications for o in operations(run.network())}
+        self.costs = run.library.costs.by_name
+        self.exact = dict.fromkeys(run.config.formats(), run.library.exact.name)
+        self.images = len(run.dataset.test)
+
+    def row(self, kind: str, network: QNetwork, right: int | None = None, **more: Any) -> dict[str, Any]:
+        """A network's row; `right` is how many test images it classifies right."""
         products = {key: product for key, product, _ in network.products()}
         components = {key: product.component for key, product in products.items()}
         return {
@@ -53,53 +106,13 @@ def compare(run: Run, kept: Path, trial_images: int) -> dict[str, Any]:
             "components": components,
             "formats": {key: product.format for key, product in products.items()},
             "align": {key: product.align for key, product in products.items()},
-            "energy": _cost(components, counts, costs) / full,
+            "energy": self._cost(components) / self._cost(self.exact),
+            **({} if right is None else {"test": {"right": right, "images": self.images}}),
             **more,
         }
 
-    def tested(right: int) -> dict[str, Any]:
-        return {"test": {"right": right, "images": tests}}
-
-    measured = _Measured(kept)
-    trial = Split(run.dataset.validation.images[:trial_images], run.dataset.validation.labels[:trial_images])
-    everywhere: list[dict[str, Any]] = []
-    unsigned = {name: c.table for name, c in run.library.components.items() if not c.signed}
-    networks = {f: _quantized(run, f) for f in FORMATS}
-    affine = networks["affine"]
-    rows = [row("ours", ours, **tested(round(accuracy.get("finetuned", accuracy["assigned"])["test"] * tests)))]
-    magnitudes = {name: run.library.get(name).figures.nm for name in unsigned}
-    tolerated = _tolerated(run, affine)
-    by_nm = by_noise_magnitude(tolerated, magnitudes, costs, lambda key, name: fits(affine, key, name, unsigned[name]))
-    papers = affine.with_components(by_nm, unsigned)
-    rows.append(row("paper", papers, tolerated=tolerated, **tested(measured.right(papers, run.dataset.test))))
-    rows += [row("exact", n, **tested(measured.right(n, run.dataset.test))) for n in networks.values()]
-    trials = [(f, name) for f in FORMATS for name in unsigned]
-    for number_format, name in tqdm(trials, desc="reproduce: one multiplier everywhere", unit="design"):
-        everything = dict.fromkeys(exact, name)
-        try:
-            network = networks[number_format].with_components(everything, {name: unsigned[name]})
-        except RedcaneError:
-            continue  # its sums could overflow: no accelerator would be made
-        tried = {"right": measured.right(network, trial), "images": len(trial)}
-        everywhere.append(row("everywhere", network, trial=tried))
-    best = max(r["trial"]["right"] for r in everywhere) / len(trial)
-    front = [r for f in FORMATS for r in pareto([r for r in everywhere if f in r["formats"].values()])
-             if r["trial"]["right"] / len(trial) >= best - HOPELESS]  # fmt: skip
-    for found in tqdm(front, desc="reproduce: the best of them on the test set", unit="design"):
-        (name,), (number_format,) = set(found["components"].values()), set(found["formats"].values())
-        network = networks[number_format].with_components(found["components"], {name: unsigned[name]})
-        found |= tested(measured.right(network, run.dataset.test))
-    return {
-        "schema": 1,
-        "library": run.library.name,
-        "cost": run.library.cost_name,
-        "images": tests,
-        "trial_images": len(trial),
-        "float": {"right": round(accuracy["float"]["test"] * tests), "images": tests},
-        "budget_points": run.config.assign.budget_points,
-        "multiplications": {key: counts[key] for key in exact},
-        "designs": rows + everywhere,
-    }
+    def _cost(self, components: Mapping[str, str]) -> float:
+        return sum(self.counts[key] * self.costs[name] for key, name in components.items())
 
 
 def by_noise_magnitude(
@@ -127,15 +140,6 @@ def pareto(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not front or row["trial"]["right"] > front[-1]["trial"]["right"]:
             front.append(row)
     return front
-
-
-def _cost(components: Mapping[str, str], counts: Mapping[str, int], costs: Mapping[str, float]) -> float:
-    return sum(counts[key] * costs[name] for key, name in components.items())
-
-
-def _tolerated(run: Run, network: QNetwork) -> dict[str, float]:
-    resilience = Resilience.from_json(run.read("resilience.json"))
-    return {key: resilience.tolerated_nm(key) for key, _, _ in network.products()}
 
 
 def _quantized(run: Run, number_format: Format) -> QNetwork:

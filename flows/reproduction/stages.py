@@ -17,6 +17,7 @@ from model.errors import RedcaneError
 
 RESULT = "reproduction.json"
 SCHEMA = 1
+_PARTS = ("operations", "multipliers", "curves", "designs")
 
 
 def reproduce(run: Run, images: int | None, trial_images: int) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
 
     def measure_designs(run: Run, scratch: Path, about: Json) -> None:
         kept = partial("reproduction-designs.json")
-        write("designs", designs.compare(run, kept, trial_images), scratch, about)
+        write("designs", designs.rivals(run, kept, trial_images), scratch, about)
         kept.unlink(missing_ok=True)
 
     def sections(*names: str) -> Json:
@@ -60,8 +61,9 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
 
     data = {"dataset": run.dataset_hash, "seed": run.config.seed}
     library = {"library": run.library_hash}
+    train, *others = stages_of(run)
     return [
-        *stages_of(run),
+        train,
         Stage(
             "operations",
             outputs=("reproduction-operations.json",),
@@ -73,7 +75,7 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
             inputs=("network.safetensors",),
             outputs=("reproduction-multipliers.json",),
             make=lambda run, scratch, about: write("multipliers", multipliers.profile(run), scratch, about),
-            settings=lambda run: {**sections("quantize", "assign"), **data, **library},
+            settings=lambda run: {**sections("quantize"), "images": run.config.assign.images, **data, **library},
             require=lambda run: need_yosys(),
         ),
         Stage(
@@ -83,22 +85,22 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
             make=measure_curves,
             settings=lambda run: {**sections("analyze"), **data, "images": images},
         ),
+        *others,
         Stage(
             "designs",
-            inputs=("network.safetensors", "resilience.json", "qmodel", "accuracy.json"),
+            inputs=("network.safetensors", "training.json", "resilience.json"),
             outputs=("reproduction-designs.json",),
             make=measure_designs,
-            settings=lambda run: {**sections("quantize", "assign"), **data, **library, "trial_images": trial_images},
+            settings=lambda run: {**sections("quantize"), **data, **library, "trial_images": trial_images},
             require=lambda run: need_yosys(),
         ),
         Stage(
             "reproduce",
-            inputs=(
-                "training.json",
-                *(f"reproduction-{name}.json" for name in ("operations", "multipliers", "curves", "designs")),
-            ),
+            inputs=("training.json", "qmodel", "accuracy.json", *(f"reproduction-{name}.json" for name in _PARTS)),
             outputs=(RESULT,),
             make=_collect,
+            settings=lambda run: {"budget_points": run.config.assign.budget_points, **library},
+            require=lambda run: need_yosys(),
         ),
     ]
 
@@ -106,10 +108,12 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
 def _collect(run: Run, scratch: Path, about: Json) -> None:
     """All results in one file, with the verdicts on the paper's findings."""
     parts = {}
-    for name in ("operations", "multipliers", "curves", "designs"):
+    for name in _PARTS:
         parts[name] = run.read(f"reproduction-{name}.json", "provenance")
         parts[name] = {key: value for key, value in parts[name].items() if key not in ("provenance", "schema")}
     parts["curves"]["schema"] = run.read("reproduction-curves.json", "schema")["schema"]
+    parts["designs"]["designs"].insert(0, designs.ours(run))
+    parts["designs"]["budget_points"] = run.config.assign.budget_points
     training, config = run.read("training.json", "accuracy"), run.config
     tests = len(run.dataset.test)
     results: Json = {
