@@ -122,6 +122,40 @@ class Facts:
         full = sum(row.multiplications * library.cost(self.exact(row)) for row in rows)
         return 1 - spent / full
 
+    @cached_property
+    def levels(self) -> dict[str, float]:
+        """What the assignment saves of the transistors at work during a multiplication, as a fraction: in the
+        multiplier, with the rest of its PE, with the array's adders, and in the whole accelerator without its memories.
+
+        Multipliers that are not selected hold still, so they are not at work; exact ones would need the same PE around
+        them. Transistors stand for energy only where they switch alike.
+        """
+        modules, library = self.synthesis["modules"], self.run.library
+        pe, rows = modules["pe"], [row for row in self.operations if row.multiplier]
+        inside = {name: module["transistors"] for name, module in modules.items() if name in self.multiplier_modules}
+
+        def share(number: int, whole: int) -> float:
+            """Of `number` PEs' multipliers within `whole`, all of whose other transistors are at work."""
+            around = whole - number * sum(inside.values())
+            spent = full = 0
+            for row in rows:
+                exact, module = self.exact(row), library.get(str(row.multiplier)).module
+                saved = exact.cost.transistors - inside.get(module, exact.cost.transistors)
+                spent += row.multiplications * number * saved
+                full += row.multiplications * (around + number * exact.cost.transistors)
+            return spent / full
+
+        number, array = pe["instances"], next((m for n, m in modules.items() if n.endswith(".array")), None)
+        levels = {"multipliers": share(1, sum(inside.values())), "PEs": share(1, pe["transistors"])}
+        if array is not None:
+            levels["array with its adders"] = share(number, array["transistors"])
+        return levels | {"accelerator without its memories": share(number, self.top["transistors"])}
+
+    @cached_property
+    def multiplier_modules(self) -> frozenset[str]:
+        """The modules of the multipliers in the PE."""
+        return frozenset(self.run.library.get(str(row.multiplier)).module for row in self.operations if row.multiplier)
+
     @property
     def measured(self) -> Mapping[str, Characterisation]:
         """The characterised costs of the library's components by name; empty where it is not characterised."""
@@ -180,6 +214,8 @@ def summary(run: Run) -> str:
         table(("operation", "multiplications", "multiplier", "format"), multipliers, left=(0, 2, 3)),
         "",
         f"saved         {100 * facts.saved:.1f} % of {facts.cost_title}",
+        "              of the transistors at work "
+        + ", ".join(f"{100 * part:.1f} % ({name})" for name, part in facts.levels.items()),
         f"verified      {checked['images']} images, {checked['values_compared']:,} values, "
         f"{checked['mismatches']} mismatches",
         f"speed         {cycles:,.0f} cycles an image, {100 * checked['pe_utilisation']:.0f} % of the "
