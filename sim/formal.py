@@ -2,8 +2,8 @@
 
     python -m sim.formal [--cycles N]
 
-proves the properties of `sim.properties`; `make formal` calls it. The proof is bounded: all inputs and all stalls, but
-runs of N cycles only, which is a packet of some words or several short ones.
+proves the properties of `sim.properties` and `sim.weight_properties`; `make formal` calls it. The proof is bounded: all
+inputs and all stalls, but runs of N cycles only, which is a packet of some words or several short ones.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from amaranth.back import rtlil  # type: ignore[attr-defined]  # amaranth-stubs leave it out
@@ -69,14 +70,17 @@ def _sat(design: str, goal: str, cycles: int) -> str:
 
 def main() -> None:
     """Prove everything and say how long it took."""
-    from sim.properties import PROPERTIES
+    from sim import properties, weight_properties
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=20)
     cycles = parser.parse_args().cycles
-    for name, properties in PROPERTIES.items():
-        began = time.monotonic()
-        prove(properties(), cycles, name)
+    proofs: list[Callable[[], wiring.Component]] = [
+        properties.emitter, properties.loader, weight_properties.weight_buffer, weight_properties.burst_reader
+    ]  # fmt: skip
+    for unit in proofs:
+        began, name = time.monotonic(), unit.__name__
+        prove(unit(), cycles, name)
         print(f"{name}: holds in all runs of {cycles} cycles ({time.monotonic() - began:.0f} s)", flush=True)
 
 

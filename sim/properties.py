@@ -7,7 +7,6 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from amaranth import C, Cat, Module, Mux, Signal
@@ -200,6 +199,3 @@ def emitter(unit: type[Emitter] = Emitter) -> EmitterProperties:
 def loader(unit: type[Loader] = Loader) -> LoaderProperties:
     """The loader, as small as the parameters allow, with its properties."""
     return LoaderProperties(unit(_SMALL), _SMALL)
-
-
-PROPERTIES: dict[str, Callable[[], wiring.Component]] = {"emitter": emitter, "loader": loader}

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import sys
 
 import pytest
 
-from hw import emitter as emitter_file
-from hw import loader as loader_file
+from hw.axi_read import BurstReader
 from hw.emitter import Emitter
 from hw.loader import Loader
-from sim import properties
+from hw.weights import WeightBuffer
+from sim import properties, weight_properties
 from sim.formal import Violated, prove, reachable
 
 
 def wrong(unit: type, old: str, new: str) -> type:
     """The unit with a defect planted in its source."""
-    module = emitter_file if unit is Emitter else loader_file
     source = inspect.getsource(unit)
     assert source.count(old) == 1
-    names = dict(vars(module))
+    names = dict(vars(sys.modules[unit.__module__]))
     exec(source.replace(old, new), names)
     return names[unit.__name__]
 
@@ -59,3 +59,41 @@ def test_a_wrong_emitter_is_found(old: str, new: str) -> None:
 def test_a_wrong_loader_is_found(old: str, new: str) -> None:
     with pytest.raises(Violated, match="fails in cycle"):
         prove(properties.loader(wrong(Loader, old, new)), 9)
+
+
+def test_weights_come_whole_and_in_order() -> None:
+    prove(weight_properties.weight_buffer(), 9)
+    assert reachable(weight_properties.weight_buffer(), "read", 12)
+
+
+def test_the_reader_answers_a_request_once() -> None:
+    prove(weight_properties.burst_reader(), 9)
+    assert reachable(weight_properties.burst_reader(), "ended", 9)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("level != depth)", "level != depth - 1)"),
+        ("taken & (piece == index)", "taken"),
+        ("Mux(front == depth - 1, 0, front + 1)", "front + 1"),
+        ("self.available.eq(level != 0)", "self.available.eq((level != 0) | (piece != 0))"),
+    ],
+)
+def test_a_wrong_weight_buffer_is_found(old: str, new: str) -> None:
+    with pytest.raises(Violated, match="fails in cycle"):
+        prove(weight_properties.weight_buffer(wrong(WeightBuffer, old, new)), 14)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("beat & (self._burst - 1)", "beat & 0"),  # bursts across the boundary
+        ("queue.r_en.eq(self.beats.ready)", "queue.r_en.eq(1)"),  # a beat that nobody took is gone
+        ("remaining.eq(remaining - length)", "remaining.eq(remaining - self._burst)"),
+        ("self.owing.eq((remaining != 0) | starts.r_rdy |", "self.owing.eq((remaining != 0) |"),
+    ],
+)
+def test_a_wrong_reader_is_found(old: str, new: str) -> None:
+    with pytest.raises(Violated, match="fails in cycle"):
+        prove(weight_properties.burst_reader(wrong(BurstReader, old, new)), 12)
