@@ -82,8 +82,13 @@ def _profiles(shown: Mapping[str, Any], path: Path) -> None:
 
 def _operands(operands: Mapping[str, Any], path: Path) -> None:
     """Fig. 11: how often each code stands at the multipliers of the convolutions, all and layer by layer."""
-    figure = Figure(figsize=(4 * len(operands), 3.2), layout="constrained")
-    for axes, (name, ports) in zip(figure.subplots(1, len(operands), squeeze=False)[0], operands.items(), strict=True):
+    columns = min(len(operands), 4)
+    rows = -(-len(operands) // columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for empty in panels[len(operands) :]:
+        empty.set_axis_off()
+    for axes, (name, ports) in zip(panels, operands.items(), strict=False):
         total = max(sum(ports["a"]), 1)
         for port, color, label in (("a", OURS, "activations"), ("b", "#b03a2e", "weights")):
             axes.stairs(100 * np.array(ports[port]) / total, np.arange(257), color=color, label=label, fill=port == "a",

@@ -61,7 +61,7 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
 
     data = {"dataset": run.dataset_hash, "seed": run.config.seed}
     library = {"library": run.library_hash}
-    train, *others = stages_of(run)
+    train, analyze, *others = stages_of(run)
     return [
         train,
         Stage(
@@ -85,7 +85,7 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
             make=measure_curves,
             settings=lambda run: {**sections("analyze"), **data, "images": images},
         ),
-        *others,
+        analyze,
         Stage(
             "designs",
             inputs=("network.safetensors", "training.json", "resilience.json"),
@@ -94,6 +94,7 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
             settings=lambda run: {**sections("quantize"), **data, **library, "trial_images": trial_images},
             require=lambda run: need_yosys(),
         ),
+        *others,
         Stage(
             "reproduce",
             inputs=("training.json", "qmodel", "accuracy.json", *(f"reproduction-{name}.json" for name in _PARTS)),
