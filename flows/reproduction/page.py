@@ -66,7 +66,7 @@ def _without_results(results: Sequence[Json]) -> Iterator[str]:
     """The paper's benchmarks that have no stored results, and what it takes to get them."""
     done = {one["benchmark"] for one in results}
     configs = {path.stem: Config.load(path) for path in sorted((ROOT / "configs").glob("*.yaml"))}
-    yield "**Without results here**, of the benchmarks of the paper:"
+    yield "**Without results here:**"
     yield ""
     for name, config in configs.items():
         if name in done or (config.network.kind, config.dataset) not in paper.ACCURACY:
@@ -87,7 +87,7 @@ def _operations(found: Json) -> Iterator[str]:
     yield "## Table I, Fig. 4 and 5: operations and energy of DeepCaps at 64 x 64"
     exact, theirs, shares = found["deepcaps"], paper.DEEPCAPS_COUNTS, found["shares"]["deepcaps"]
     rows = [
-        [name, f"{exact[name]:,}", f"{theirs[name]:,.0f}", pj, f"{shares[name]:.2f}"]
+        [name.replace("_", " "), f"{exact[name]:,}", f"{theirs[name]:,.0f}", pj, f"{shares[name]:.2f}"]
         for name, pj in paper.UNIT_ENERGY_PJ.items()
     ]
     yield from _table(["operation", "exactly", "the paper", "pJ each (the paper)", "% of the energy, exactly"], rows)
@@ -179,7 +179,9 @@ def _multipliers(found: Json, plots: Mapping[str, str]) -> Iterator[str]:
     for name, (na, nm, na_real, nm_real) in TABLE_IV.items():
         ours = [noise[name]["uniform"][k] for k in ("na", "nm")] + [noise[name]["real"][k] for k in ("na", "nm")]
         pairs = zip((na, nm, na_real, nm_real), ours, strict=True)
-        rows.append([name, paper.POWER_UW[name], *(f"{theirs:.4f} / {mine:.4f}" for theirs, mine in pairs)])
+        rows.append(
+            [name, paper.POWER_UW[name], *(f"{theirs:.4f} / {round(mine, 4) + 0.0:.4f}" for theirs, mine in pairs)]
+        )
     yield "Table IV, the paper's / ours. The real operands are those of its DeepCaps on CIFAR-10 / of this network."
     yield ""
     yield from _table(["multiplier", "uW", "NA uniform", "NM uniform", "NA real", "NM real"], rows)
