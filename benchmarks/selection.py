@@ -1,0 +1,114 @@
+"""What `redcane assign` came to: accuracy, and what is left of the saving at the level of the processing element.
+
+    python benchmarks/selection.py compact-mnist:embedded compact-mnist:evoapprox ... [--runs runs]
+
+Every argument is a file in configs/ and a library; its run's folder is RUNS/LIBRARY/NAME, made up to `quantize` where
+it is not. Energies are of one inference, by operation, with that operation's real operands, in the cells of
+qflow-tech-osu018: of the multiplier alone as `redcane library characterize` measures it, and of the whole element with
+one multiplier (operand registers, sign logic, product register, 32-bit accumulator) as benchmarks/pe_energy.py does.
+Wants OpenSTA. Results are kept in selection.json beside this file, of other runs too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from formats import CAPTURED, stream
+from pe_energy import energy, map_element
+
+from flows.config import Config
+from flows.run import Run
+from flows.stages import bring_up
+from flows.synthesize import find_liberty
+from flows.tables import table
+from model.assignment import load_assignment
+from model.capture import capture
+from model.emulation import Emulator
+from model.errors import RedcaneError
+from model.files import write_atomic
+from model.multipliers.characterize import characterize, operand_sequence
+from model.opensta import find_opensta
+from model.operations import operations
+from model.quantize import image_codes
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "selection.json"
+
+
+def measure(name: str, library: str, runs: Path, liberty: Path, opensta: str) -> dict[str, Any]:
+    """One run's accuracies, costs and energies."""
+    config = Config.load(HERE.parent / "configs" / f"{name}.yaml", {"assign.library": library})
+    run = Run(config, runs / library / config.name)
+    bring_up(run, "quantize")
+    chosen, found = run.read("selection.json"), run.read("accuracy.json")
+    assigned = load_assignment(run.folder / "assignment.yaml", list(config.formats()), run.library)
+    network = run.qnetwork()
+    exact = {key: run.library.exact_of(False).name for key in assigned.components}
+    network = network.with_components(exact, {c.name: c.table for c in run.library.components.values()})
+    captures = capture(Emulator(network), image_codes(network, run.dataset.train.images[:CAPTURED]))
+    counts = {o.key: o.counts.multiplications for o in operations(run.network())}
+    spent = {level: {"exact": 0.0, "assigned": 0.0} for level in ("multipliers", "elements")}
+    for key, captured in captures.items():
+        operands, sums = sum(captured.port_histogram()), stream({key: captured}, {key: 1})
+        for which, component in (("exact", exact[key]), ("assigned", assigned.components[key])):
+            multiplier, align = run.library.get(component), captured.product.align
+            alone = characterize([multiplier], liberty, opensta, operand_sequence(operands))[component].energy_pj
+            element = map_element(multiplier, align, liberty, opensta)
+            whole = energy(element, multiplier, align, sums, liberty)["total"]
+            for level, of_one in (("multipliers", alone), ("elements", whole)):
+                assert of_one is not None  # OpenSTA is there
+                spent[level][which] += 1e-6 * counts[key] * of_one
+    full = chosen["history"][0]["cost"]
+    guided = next(step for step in chosen["history"] if step["assignment"] == chosen["guided"])
+    return {
+        "cost": chosen["cost"],
+        "assignment": assigned.components,
+        "saved": {"by the noise": 1 - guided["cost"] / full,
+                  "by measuring": 1 - sum(choice["cost"] for choice in chosen["choices"]) / full},
+        "measurements": chosen["measurements"],
+        "bound_points": chosen["bound_points"],
+        "accuracy": {which: {split: found[which][split] for split in ("validation", "test")}
+                     for which in ("float", "exact_8_bit", "assigned")},
+        "energy_uj": spent,
+    }  # fmt: skip
+
+
+def summary(known: dict[str, Any]) -> str:
+    """The results as text."""
+    rows = []
+    for name, row in known.items():
+        accuracy = (f"{100 * row['accuracy'][which][split]:.2f}" for which in ("float", "exact_8_bit", "assigned")
+                    for split in ("validation", "test"))  # fmt: skip
+        energies = (100 * (1 - of["assigned"] / of["exact"]) for of in row["energy_uj"].values())
+        saved = (f"{100 * part:.1f}" for part in row["saved"].values())
+        rows.append((name, *accuracy, *saved, row["measurements"], *(f"{part:.1f}" for part in energies)))
+    header = ["run", "float: validation", "test", "8 bits: validation", "test", "assigned: validation", "test"]
+    header += ["saved % by the noise", "by measuring", "measurements", "energy saved %: multipliers", "elements"]
+    return table(header, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subjects", nargs="*", metavar="CONFIG:LIBRARY")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    chosen = parser.parse_args()
+    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    liberty, opensta = find_liberty(None), find_opensta()
+    try:
+        if liberty is None or opensta is None:
+            raise RedcaneError("this benchmark wants Debian's packages opensta and qflow-tech-osu018")
+        for subject in chosen.subjects:
+            name, _, library = subject.partition(":")
+            known[subject] = measure(name, library or "embedded", chosen.runs, liberty, opensta)
+            write_atomic(RESULTS, json.dumps(known, indent=1) + "\n")
+    except RedcaneError as error:
+        sys.exit(str(error))
+    print(summary(known))
+
+
+if __name__ == "__main__":
+    main()
