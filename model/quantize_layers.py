@@ -1,9 +1,13 @@
 """The integer constants of single layers, from a float network's weights and the ranges of its tensors.
 
-The range of a tensor is all that it takes on the calibration images. Clipping it was measured and is worse: in a
-CapsNet the few large values are the message. Error of the class capsules' lengths (root mean square, four networks on
+The range of a tensor is all that it takes on the calibration images, but for what squash reads: its largest vectors
+are those that it shortens most, so that a smaller range, finer for the others, is right where the squashed vectors
+come out nearer. Clipping the other tensors was measured and is worse: in a CapsNet the few large values are the
+message. Error of the class capsules' lengths (root mean square, four networks on
 the digits, sign-magnitude): 0.018 for the whole range, 0.022 for the clipping of least mean squared error, 0.033 for
-the 99.99th percentile, 0.042 for the 99.9th, which also loses up to 1.5 points of accuracy.
+the 99.99th percentile, 0.042 for the 99.9th, which also loses up to 1.5 points of accuracy. Before squash, less than
+the whole range brings the compact CapsNet of Fashion-MNIST from 89.96 to 91.12 % of the validation images (float:
+91.48 %) and from 90.02 to 90.66 % of the test images (90.90 %), and on MNIST and the digits changes a few images.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.capsules import squash
 from model.errors import RedcaneError
 from model.network import Network
 from model.qnetwork import (
@@ -35,6 +40,9 @@ from model.qnetwork import (
 )
 
 BATCH = 64  # calibration images at a time
+VECTORS = 1024  # of what a squash reads are kept of a batch
+PARTS = tuple(2 ** (-step / 4) for step in range(17))
+"""Of the range of what a squash reads, to choose from."""
 
 EXACT = {False: "exact", True: "exact_signed"}
 """What the exact multipliers of a quantised network are called, by the signedness of their operands."""
@@ -69,13 +77,44 @@ class Range:
         return Coding(kind, scale, math.floor(-low / scale + 0.5))
 
 
+class SquashRange(Range):
+    """What squash reads: a range, and a sample of the vectors."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._vectors: list[Tensor] = []
+
+    def add(self, tensor: Tensor) -> None:
+        """Take in vectors (..., D)."""
+        super().add(tensor)
+        vectors = tensor.flatten(0, -2)
+        self._vectors.append(vectors[:: max(1, len(vectors) // VECTORS)].float())
+
+    def coding(self, kind: Kind) -> Coding:
+        """The signed coding, of the whole range or less, with the least squared error of the squashed vectors."""
+        whole = super().coding(kind)
+        vectors = torch.cat(self._vectors)
+        squashed = squash(vectors)
+
+        def error(scale: float) -> float:
+            codes = torch.floor(vectors / scale + 0.5).clamp(-127, 127)
+            return float((squash(codes * scale) - squashed).square().sum())
+
+        return Coding(kind, min((whole.scale * part for part in PARTS), key=error))
+
+
 def calibrate(network: Network, images: Tensor) -> dict[str, Range]:
-    """The ranges of all operations' outputs on images (N, C, H, W) in [0, 1], by "layer.operation"."""
+    """The ranges of all operations' outputs on images (N, C, H, W) in [0, 1], by "layer.operation", and of what the
+    squashes read, by "layer.squash's input".
+    """
     ranges: dict[str, Range] = {}
 
     def tap(layer: str, operation: str, output: Tensor, iteration: int, operands: tuple[Tensor, ...]) -> Tensor:
         key = f"{layer}.{operation}"
         ranges.setdefault(key, Range(key)).add(output)
+        if operation == "squash":
+            read = f"{layer}.squash's input"
+            ranges.setdefault(read, SquashRange(read)).add(operands[0])
         return output
 
     with torch.inference_mode():
@@ -105,6 +144,10 @@ class LayerMaker:
         for found in (self._ranges[name] for name in (tensor, *same)):
             joint.low, joint.high = min(joint.low, found.low), max(joint.high, found.high)
         return joint.coding(_SIGNED[self._formats[reader]] if reader else "signed")
+
+    def squashed(self, layer: str) -> Coding:
+        """The coding of what the squash of a layer reads."""
+        return self._ranges[f"{layer}.squash's input"].coding("signed")
 
     def positive(self, tensor: str, reader: str) -> Coding:
         """The coding of a tensor without negative values."""
@@ -155,7 +198,7 @@ class LayerMaker:
         self, name: str, votes: Coding, iterations: int
     ) -> tuple[Product, Product, NDArray[np.uint16], Squash]:
         """Weighted sum, agreement, table of exponentials and squash of a layer's routing."""
-        sums = self.coding(f"{name}.weighted_sum", None)
+        sums = self.squashed(name)
         v = self.coding(f"{name}.squash", f"{name}.agreement")
         # With one iteration nothing becomes of the logits: any scale will do
         logits = self.coding(f"{name}.agreement", None) if iterations > 1 else Coding("signed", 1 / 127)

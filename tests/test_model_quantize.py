@@ -17,7 +17,7 @@ from model.emulation import Emulator
 from model.errors import RedcaneError
 from model.qnetwork import FORMATS, Coding, Format, Kind, QClassCaps
 from model.quantize import OPERATIONS, image_codes, quantize
-from model.quantize_layers import Range, calibrate
+from model.quantize_layers import Range, SquashRange, calibrate
 
 SHAPE = CapsNetShape(
     image=(7, 6, 2), conv_channels=5, conv_kernel=3, primary_types=3, primary_dim=4,
@@ -107,6 +107,21 @@ def test_ranges_are_those_of_all_batches() -> None:
         maps = net.conv1(x)
     assert found["conv1.mac"].low == pytest.approx(float(maps.min()), rel=1e-5)
     assert found["conv1.relu"].high == pytest.approx(float(maps.max()), rel=1e-5)
+
+
+def test_what_squash_reads_is_clipped_where_that_serves_the_squashed_vectors() -> None:
+    rng = np.random.default_rng(0)
+    many = torch.from_numpy(rng.normal(0, 0.3, (5000, 8)))
+    ranges = [SquashRange("s"), SquashRange("s"), SquashRange("s")]
+    ranges[0].add(many)
+    ranges[1].add(torch.cat([many, torch.full((20, 8), 60.0)]))  # far out, and of length 1 when squashed
+    ranges[2].add(torch.cat([many / 100, torch.tensor([[1.0] + [0.0] * 7] * 3000)]))
+    plain = Range("s")
+    plain.add(many)
+    scales = [found.coding("signed").scale for found in ranges]
+    assert plain.coding("signed").scale / 2 <= scales[0] <= plain.coding("signed").scale
+    assert scales[1] < 60 / 127 / 4, "the few that are shortened most do not decide"
+    assert scales[2] == pytest.approx(1 / 127), "what is not shortened is not cut off"
 
 
 @given(st.floats(-100, 100), st.floats(-100, 100), st.sampled_from(("signed", "affine")))
