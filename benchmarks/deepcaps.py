@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     chosen = parser.parse_args()
     config, components = Config.load(chosen.config), load_library("embedded").components
-    dataset = load(config.dataset, Path(config.data_dir) if config.data_dir else None)
+    data = Path(config.data_dir) if config.data_dir else None
+    dataset = load(config.dataset, data, pixels=config.pixels)
     torch.manual_seed(0)
     trained = load_weights(config.shape(), chosen.weights)[0] if chosen.weights else build(config.shape())
     network = quantize(trained, torch.from_numpy(dataset.train.images[:CALIBRATION]))
