@@ -13,7 +13,7 @@ import pytest
 from flows.main import main
 from flows.reproduction import designs
 from flows.reproduction.designs import by_noise_magnitude, pareto
-from flows.reproduction.findings import Finding, Verdict, compare, findings, wilson
+from flows.reproduction.findings import Finding, Verdict, findings, wilson
 from flows.reproduction.operations import as_the_paper_counts, saved_by_multiplier
 from flows.reproduction.page import write_page
 from model.multipliers.library import load_library
@@ -196,18 +196,27 @@ def made_up(change: dict[str, Any]) -> dict[str, Finding]:
         for name, (na, nm, na_real, nm_real) in TABLE_IV.items()
     ]
     design = {"formats": {"conv1.mac": "affine"}, "components": {"conv1.mac": "m"}, "energy": 0.5}
+    pairs = [("groups", a, b) for a in ("softmax", "logits") for b in ("mac", "activation")]
+    pairs += [(g, a, b) for g in ("mac", "activation") for a in layers for b in layers if a != b]
+    differences = [
+        {"in": where, "one": a, "other": b, "nm": nm, "points": 100 * (x - y), "error": change.get("error", 1.0)}
+        for where, a, b in pairs
+        for nm, x, y in zip(MAGNITUDES, accuracies[a], accuracies[b], strict=True)
+    ]
     results: dict[str, Any] = {
         "accuracy": {"right": 9967, "images": 10_000, "paper": 99.67},
         "operations": {"shares": {"deepcaps": {"multiplications": 96.3, "additions": 3.6}}},
         "multipliers": {"library": "evoapprox", "inexact": 35, "gaussian_like": {"1": 21, "9": 31, "81": 35},
                         "noise": noise, "missing_of_table_iv": []},
-        "curves": {**resilience.to_json(), "gains": [gain]},
+        "curves": {**resilience.to_json(), "gains": [gain], "differences": differences},
         "designs": {"float": {"right": 99, "images": 100}, "budget_points": 0.5,
                     "designs": [{**design, "kind": "paper", "test": {"right": 99, "images": 100}}]},
     }  # fmt: skip
     for path, value in change.items():
         place = results
-        *parts, last = path.split(".") if path != "curves" else ["nowhere"]
+        *parts, last = path.split(".")
+        if not parts:  # it went into the curves
+            continue
         for part in parts:
             place = place[int(part) if isinstance(place, list) else part]
         place[last] = value
@@ -250,6 +259,7 @@ def test_what_the_paper_says_is_found_where_it_is_so() -> None:
         ({"multipliers.noise.3.uniform.nm": 0.5}, GOOD[4], "not reproduced"),
         ({"multipliers.noise": [{"name": "m", "uniform": {"nm": 0.1}, "real": {"nm": 0.2}}],
           "multipliers.missing_of_table_iv": ["x"]}, GOOD[5], "not reproduced"),
+        ({"error": 40.0}, GOOD[6], "not reproduced"),  # not told apart
         ({"curves": {"softmax": FRAGILE}}, GOOD[6], "not reproduced"),
         ({"curves": {"mac": ROBUST}}, GOOD[6], "not reproduced"),  # not told apart
         ({"curves": {"conv1": MIDDLE}}, GOOD[7], "not reproduced"),
@@ -271,8 +281,28 @@ def test_chance_is_shared_by_all_points() -> None:
     assert made_up({"curves.gains": [one, other, other]})[GOOD[9]].verdict == "not reproduced"
 
 
-def test_curves_are_compared_beyond_their_uncertainty() -> None:
-    one, other = curve((0.50, 0.9, 0.95)), curve((0.55, 0.9, 0.95))
-    assert compare(one, other, 100) == "alike"
-    assert compare(one, other, 100_000) == "less" and compare(other, one, 100_000) == "more"
-    assert compare(curve((0.1, 0.9, 0.95)), curve((0.9, 0.5, 0.95)), 1000) == "mixed"
+def test_small_differences_count_with_enough_images() -> None:
+    near = {"curves": {"conv1": (0.1, 0.88, 0.95)}}
+    assert made_up({**near, "error": 1.0})[GOOD[7]].verdict == "not reproduced"  # 2 points from primary's 0.9
+    assert made_up({**near, "error": 0.1})[GOOD[7]].verdict == "reproduced"
+
+
+def test_broken_networks_are_not_compared() -> None:
+    """At NM 0.5 the first layer guesses better than the second, but both have lost more than can be told apart."""
+    found = made_up({"curves": {"conv1": (0.4, 0.5, 0.95), "primary": (0.3, 0.9, 0.95)}})[GOOD[7]]
+    assert found.verdict == "reproduced" and "conv1 stands less than primary" in found.evidence
+    found = made_up({"curves": {"conv1": (0.94, 0.5, 0.95), "primary": (0.3, 0.9, 0.95)}})[GOOD[7]]
+    assert found.verdict == "not reproduced" and "conv1 and primary: it depends on the magnitude" in found.evidence
+
+
+def test_differences_are_of_the_same_images(results: dict[str, Any]) -> None:
+    curves = Resilience.from_json(results["curves"])
+    rows = results["curves"]["differences"]
+    assert {(row["one"], row["other"]) for row in rows if row["in"] == "groups"} == {
+        (a, b) for a in ("softmax", "logits") for b in ("mac", "activation")
+    }
+    for row in rows:
+        of = curves.groups if row["in"] == "groups" else curves.layers[row["in"]]
+        expected = 100 * (of[row["one"]].mean(row["nm"]) - of[row["other"]].mean(row["nm"]))
+        assert row["points"] == pytest.approx(expected, abs=1e-9)
+        assert 0 <= row["error"] <= 50 / 100**0.5 * 2  # of 100 images, each between -1 and 1

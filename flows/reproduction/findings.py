@@ -6,11 +6,12 @@ Every verdict is computed here from results of a benchmark (flows/reproduction/s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
+from flows.reproduction.curves import OTHER_GROUPS, ROUTING_GROUPS, ROUTING_LAYERS
 from flows.reproduction.operations import saved_by_multiplier
 from flows.reproduction.paper import GAUSSIAN_LIKE, MULTIPLIERS, SAVED, SHARES
 from model.multipliers.profile import TABLE_IV
@@ -23,9 +24,11 @@ Json = Mapping[str, Any]
 
 SIGMAS = 3.0
 """Standard errors from which on two accuracies count as different: there are nine noise magnitudes to compare at."""
+ONSET = 20.0
+"""Points of accuracy: noise that costs more than that, whichever of two has it, does not tell them apart."""
+CAPS3D = "cell4.skip"
 CHANCE = 0.05
 """Probability below which a gain counts as more than chance, over all the noise points together (Bonferroni)."""
-ROUTING, OTHERS = ("softmax", "logits"), ("mac", "activation")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Finding:
 
 def findings(results: Json) -> list[Finding]:
     """All of the paper's findings for one benchmark's results."""
-    curves, resilience = results["curves"], Resilience.from_json(results["curves"])
+    curves, compared = results["curves"], Comparisons(results["curves"])
     return [
         _accuracy(results),
         _energy_shares(results["operations"]),
@@ -48,11 +51,11 @@ def findings(results: Json) -> list[Finding]:
         _gaussian(results["multipliers"]),
         _table_iv(results["multipliers"]),
         _real_operands(results["multipliers"]),
-        _groups(resilience),
-        _first_convolution(resilience),
-        _caps3d(resilience),
-        _routing_layers(resilience),
-        _gains(curves, resilience.images),
+        _groups(compared),
+        _first_convolution(compared),
+        _caps3d(compared),
+        _routing_layers(compared),
+        _gains(curves, compared.resilience.images),
         _method(results["designs"]),
     ]
 
@@ -64,18 +67,33 @@ def wilson(right: int, images: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
-def compare(one: Curve, other: Curve, images: int) -> Order:
-    """Whether `one` is more resilient than `other`: more accurate at some noise magnitude, and less so at none.
+class Comparisons:
+    """Which of two groups, or of two layers of a group, stands more noise, on the same images."""
 
-    The standard error takes the images as drawn independently for both, and the seeds for one: it is on the safe side.
-    """
-    signs = set()
-    for nm in one.points.keys() & other.points.keys():
-        a, b = one.mean(nm), other.mean(nm)
-        error = math.sqrt((a * (1 - a) + b * (1 - b)) / images)
-        if abs(a - b) > max(SIGMAS * error, 1e-12):
-            signs.add(a > b)
-    return "mixed" if len(signs) == 2 else "alike" if not signs else "more" if signs == {True} else "less"
+    def __init__(self, curves: Json) -> None:
+        self.resilience = Resilience.from_json(curves)
+        self._points: dict[tuple[str, str, str], dict[float, tuple[float, float]]] = {}
+        for row in curves["differences"]:
+            place = self._points.setdefault((row["in"], row["one"], row["other"]), {})
+            place[row["nm"]] = row["points"], row["error"]
+
+    def order(self, where: str, one: str, other: str) -> Order:
+        """Whether `one` is more resilient than `other`: more accurate at some noise magnitude, and less so at none.
+
+        Magnitudes at which both have lost more than ONSET points do not count: the paper asks when the accuracy begins
+        to fall, and which of two broken networks guesses better says nothing. `where` is "groups" or the layers' group.
+        """
+        curves = self.resilience.groups if where == "groups" else self.resilience.layers[where]
+        signs = set()
+        for nm, (points, error) in self._points[where, one, other].items():
+            lost = 100 * (self.resilience.clean_accuracy - max(curves[one].mean(nm), curves[other].mean(nm)))
+            if lost <= ONSET and abs(points) > max(SIGMAS * error, 1e-9):
+                signs.add(points > 0)
+        return "mixed" if len(signs) == 2 else "alike" if not signs else "more" if signs == {True} else "less"
+
+    def orders(self, where: str, ones: Iterable[str], others: Iterable[str]) -> dict[tuple[str, str], Order]:
+        """The order of every pair of different ones."""
+        return {(a, b): self.order(where, a, b) for a, b in product(ones, others) if a != b}
 
 
 def _judge(holds: bool) -> Verdict:
@@ -169,60 +187,56 @@ def _missing(multipliers: Json) -> str:
     )
 
 
-def _groups(resilience: Resilience) -> Finding:
+def _groups(compared: Comparisons) -> Finding:
     claim = "Softmax and logits update are more resilient than MAC outputs and activations"
-    groups = resilience.groups
-    if not all(name in groups for name in (*ROUTING, *OTHERS)):
+    groups = compared.resilience.groups
+    if not all(name in groups for name in (*ROUTING_GROUPS, *OTHER_GROUPS)):
         return Finding(claim, "Fig. 9, 12", "not tested", "The network lacks one of the four groups.")
-    orders = {(a, b): compare(groups[a], groups[b], resilience.images) for a, b in product(ROUTING, OTHERS)}
+    orders = compared.orders("groups", ROUTING_GROUPS, OTHER_GROUPS)
     return Finding(claim, "Fig. 9, 12", _judge(set(orders.values()) == {"more"}),
                    f"Critical NM: {_criticals(groups)}. {_orders(orders)}")  # fmt: skip
 
 
-def _first_convolution(resilience: Resilience) -> Finding:
+def _first_convolution(compared: Comparisons) -> Finding:
     claim = "The first convolution is the least resilient layer"
-    found: dict[str, dict[tuple[str, str], Order]] = {}
-    for group, layers in resilience.layers.items():
-        first, *others = layers
-        if others:
-            found[group] = {(first, o): compare(layers[first], layers[o], resilience.images) for o in others}
-    if not found:
-        return Finding(claim, "Fig. 10", "not tested", "Every group is resilient, so no layers were analysed.")
-    holds = all(set(orders.values()) == {"less"} for orders in found.values())
-    shown = " ".join(
-        f"{GROUPS[group]}: critical NM {_criticals(resilience.layers[group])}. {_orders(orders)}"
-        for group, orders in found.items()
-    )
-    return Finding(claim, "Fig. 10", _judge(holds), shown)
+    found = {g: compared.orders(g, [next(iter(layers))], layers) for g, layers in compared.resilience.layers.items()}
+    return _of_layers(compared, claim, "Fig. 10", found, lambda orders: orders == {"less"})
 
 
-def _caps3d(resilience: Resilience) -> Finding:
+def _caps3d(compared: Comparisons) -> Finding:
     claim = "Caps3D, which routes dynamically, is the most resilient layer"
-    holds, shown = [], []
-    for group, layers in resilience.layers.items():
-        if "cell4.skip" in layers:
-            others = [name for name in layers if name != "cell4.skip"]
-            orders = {("cell4.skip", o): compare(layers["cell4.skip"], layers[o], resilience.images) for o in others}
-            holds.append("more" in orders.values() and not {"less", "mixed"} & set(orders.values()))
-            shown.append(f"{GROUPS[group]}: critical NM {_criticals(layers)}. {_orders(orders)}")
-    if not holds:
+    layers = {g: names for g, names in compared.resilience.layers.items() if CAPS3D in names}
+    if not layers and compared.resilience.layers:
         return Finding(claim, "Fig. 10", "not tested", "This network has no Caps3D; DeepCaps has.")
-    return Finding(claim, "Fig. 10", _judge(all(holds)), " ".join(shown))
+    found = {g: compared.orders(g, [CAPS3D], names) for g, names in layers.items()}
+    return _of_layers(compared, claim, "Fig. 10", found, lambda orders: orders == {"more"})
 
 
-def _routing_layers(resilience: Resilience) -> Finding:
+def _routing_layers(compared: Comparisons) -> Finding:
     claim = "Layers with dynamic routing are more resilient than the others"
-    found: dict[str, dict[tuple[str, str], Order]] = {}
-    for group, layers in resilience.layers.items():
-        routed = [name for name in layers if name in ("classcaps", "cell4.skip")]
-        pairs = [(a, b) for a, b in product(routed, layers) if b not in routed]
-        found[group] = {(a, b): compare(layers[a], layers[b], resilience.images) for a, b in pairs}
+    found = {}
+    for group, layers in compared.resilience.layers.items():
+        routed = [name for name in layers if name in ROUTING_LAYERS]
+        found[group] = compared.orders(group, routed, [name for name in layers if name not in routed])
+    return _of_layers(compared, claim, "Sec. VI-D", found, lambda orders: orders == {"more"})
+
+
+def _of_layers(
+    compared: Comparisons,
+    claim: str,
+    where: str,
+    found: Mapping[str, dict[tuple[str, str], Order]],
+    holds: Callable[[set[Order]], bool],
+) -> Finding:
+    """A finding on the layers of every group that is not resilient: it has to hold in each."""
     found = {group: orders for group, orders in found.items() if orders}
     if not found:
-        return Finding(claim, "Sec. VI-D", "not tested", "Every group is resilient, so no layers were analysed.")
-    holds = all(set(orders.values()) == {"more"} for orders in found.values())
-    shown = " ".join(f"{GROUPS[group]}: {_orders(orders)}" for group, orders in found.items())
-    return Finding(claim, "Sec. VI-D", _judge(holds), shown)
+        return Finding(claim, where, "not tested", "No group has layers to compare: all are resilient.")
+    shown = " ".join(
+        f"{GROUPS[group]}: critical NM {_criticals(compared.resilience.layers[group])}. {_orders(orders)}"
+        for group, orders in found.items()
+    )
+    return Finding(claim, where, _judge(all(holds(set(orders.values())) for orders in found.values())), shown)
 
 
 def _gains(curves: Json, images: int) -> Finding:

@@ -83,6 +83,7 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
             inputs=("network.safetensors",),
             outputs=("reproduction-curves.json",),
             make=measure_curves,
+            version=2,
             settings=lambda run: {**sections("analyze"), **data, "images": images},
         ),
         analyze,
