@@ -59,7 +59,6 @@ def configuration(benchmark: str) -> Path:
     known = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
     if benchmark not in known:
         near = difflib.get_close_matches(benchmark[:80], known, 2, 0.4) or known
-        raise RedcaneError(
-            f"no benchmark `{benchmark[:80]}`: there is {' or '.join(near)}, or give a configuration's path"
-        )
+        there = f"there is {' or '.join(near)}, or " if near else ""
+        raise RedcaneError(f"no benchmark `{benchmark[:80]}`: {there}give a configuration's path, such as mine.yaml")
     return known[benchmark]

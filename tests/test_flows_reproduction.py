@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from flows.main import main
-from flows.reproduction import designs
+from flows.reproduction import designs, page
 from flows.reproduction.designs import by_noise_magnitude, pareto
 from flows.reproduction.findings import Finding, Verdict, findings, wilson
 from flows.reproduction.operations import as_the_paper_counts, saved_by_multiplier
@@ -100,11 +100,11 @@ def test_everything_is_in_the_results(folder: Path, results: dict[str, Any]) -> 
     exact = {min(d["formats"].values()): d for d in results["designs"]["designs"] if d["kind"] == "exact"}
     assert exact["sign-magnitude"]["test"]["right"] == round(360 * accuracy["exact_8_bit"]["test"])
     assert exact["affine"]["energy"] == exact["sign-magnitude"]["energy"] == 1.0
-    page = (run / "reproduction.md").read_text()
+    text = (run / "reproduction.md").read_text()
     for name in ("energy", "groups", "layers", "profiles", "operands", "pareto"):
         assert ElementTree.parse(run / f"tiny-{name}.svg").getroot().tag.endswith("svg")
-        assert f"tiny-{name}.svg" in page
-    assert "Table IV and the paper's Fig. 6 want EvoApproxLib" in page
+        assert f"tiny-{name}.svg" in text
+    assert "Table IV and the paper's Fig. 6 want EvoApproxLib" in text
 
 
 def test_gains_are_counted_image_by_image(results: dict[str, Any]) -> None:
@@ -306,3 +306,15 @@ def test_differences_are_of_the_same_images(results: dict[str, Any]) -> None:
         expected = 100 * (of[row["one"]].mean(row["nm"]) - of[row["other"]].mean(row["nm"]))
         assert row["points"] == pytest.approx(expected, abs=1e-9)
         assert 0 <= row["error"] <= 50 / 100**0.5 * 2  # of 100 images, each between -1 and 1
+
+
+def test_the_element_of_a_design() -> None:
+    counts = {"conv1.mac": 3, "classcaps.votes": 1}
+    elements = {"top": {"m": {"energy_pj": {"total": 20.0}}}, "affine": {"n": {"energy_pj": {"total": 40.0}}}}
+    design = {
+        "components": {"conv1.mac": "m", "classcaps.votes": "n"},
+        "formats": {"conv1.mac": "sign-magnitude", "classcaps.votes": "affine"},
+        "align": {"conv1.mac": 1, "classcaps.votes": 0},
+    }
+    assert page._element(design, counts, elements) == "25.0"  # (3 * 20 + 40) / 4
+    assert page._element({**design, "align": dict.fromkeys(counts, 0)}, counts, elements) == ""  # not measured there
