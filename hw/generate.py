@@ -77,7 +77,7 @@ def generate(
     (folder / "program.hex").write_text("\n".join(f"{beat:08x}" for beat in beats) + "\n")
     (folder / "weights.bin").write_bytes(program.weights.tobytes())
     described = {
-        "schema": 2,
+        "schema": 3,
         "size": asdict(size),
         "parameters": asdict(program.parameters),
         "entry": program.entry,

@@ -12,9 +12,20 @@ from hw.compiler import compile_network
 from hw.parameters import MultiplierKind, Parameters, Size
 from hw.program import from_bytes, to_bytes
 from model.errors import RedcaneError
-from model.qnetwork import Coding, QAdd, QClassCaps, QConvCaps3D, QNetwork, terms
+from model.qnetwork import (
+    Coding,
+    Product,
+    QAdd,
+    QClassCaps,
+    QConv,
+    QConvCaps3D,
+    QConvLayer,
+    QNetwork,
+    Requantizer,
+    terms,
+)
 from tests.random_deepcaps import deepcaps
-from tests.random_networks import networks
+from tests.random_networks import SIGNED, networks
 
 
 def kinds(network: QNetwork) -> tuple[MultiplierKind, ...]:
@@ -36,6 +47,17 @@ def test_a_field_that_does_not_fit_is_refused() -> None:
         isa.encode(isa.Opcode.MATMUL, {"a_base": 1 << 24})
     with pytest.raises(ValueError, match="lo"):
         isa.encode(isa.Opcode.SQUASH, {"lo": -257})
+    with pytest.raises(ValueError, match="x = 524288"):
+        isa.encode(isa.Opcode.MATMUL, {"b": {"bounds": {"x": 1 << 19}}})
+
+
+def test_images_that_the_accumulators_do_not_hold_are_refused() -> None:
+    """A row of pixels is the least that a convolution computes at once."""
+    mac = Product("sign-magnitude", SIGNED, SIGNED, SIGNED, Requantizer(1 << 15, 15, 0, -127, 127), "m")
+    conv = QConv(np.ones((1, 1, 1, 1), np.int16), np.zeros(1, np.int32), 1, mac)
+    network = QNetwork((1, 600, 1), SIGNED, (QConvLayer("conv1", conv),), {"m": np.zeros((256, 256), np.uint16)})
+    with pytest.raises(RedcaneError, match=r"conv1\.mac: 1200 sums of 2 images .* take a smaller batch"):
+        compile_network(network, (MultiplierKind("m", "m"),), Size(batch=2))
 
 
 def test_descriptors_hold_what_was_written() -> None:
