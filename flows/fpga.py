@@ -21,8 +21,15 @@ FamilyName = Literal["ecp5", "xilinx"]
 
 _SECONDS = 3600
 _MOST_REPORT_BYTES = 64 << 20
+_MOST_DESIGN_BYTES = 512 << 20
 _ECP5_DEVICE = ["--85k", "--package", "CABGA756", "--speed", "6"]
 _STATISTICS = "tee -q -o statistics.json stat -json"
+# Amaranth names a signal like a bit of a vector (`word[0]`), and the two collide where abc9 takes vectors apart
+# (github.com/YosysHQ/yosys/issues/4349), so they are taken apart before it.
+_ECP5 = """synth_ecp5 -top {top} -run begin:map_luts
+splitnets
+opt_clean
+synth_ecp5 -top {top} -run map_luts: -json design.json"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Family:
 FAMILIES: dict[FamilyName, Family] = {
     "ecp5": Family(
         "Lattice ECP5",
-        f"synth_ecp5 -top {{top}} -json design.json\n{_STATISTICS}",
+        f"{_ECP5}\n{_STATISTICS}",
         {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4},  # a carry is two LUTs; a slice of RAM takes two pairs of them
         ("TRELLIS_FF",),
         ("MULT18X18D",),
@@ -83,13 +90,15 @@ def estimate(rtl: Path, family: FamilyName, top: str = TOP) -> dict[str, Any]:
             "dsps": sum(cells.get(kind, 0) for kind in chosen.dsps),
             "block_rams": sum(cells.get(kind, 0) * size for kind, size in chosen.block_rams.items()),
             "cells": cells,
-            "placed": _place(folder) if family == "ecp5" and nextpnr_version() else None,
+            "placed": _place(folder, top) if family == "ecp5" and nextpnr_version() else None,
         }
 
 
-def _place(folder: Path) -> dict[str, Any]:
-    """Place and route design.json on the largest ECP5; pins are free, as the accelerator is a part of a system."""
-    arguments = [*_ECP5_DEVICE, "--json", "design.json", "--report", "report.json", "--seed", "1", "--freq", "100",
+def _place(folder: Path, top: str) -> dict[str, Any]:
+    """Place and route design.json on the largest ECP5: the clock that the paths between its registers admit."""
+    design = json.loads(read_bounded(folder / "design.json", _MOST_DESIGN_BYTES))
+    (folder / "inside.json").write_text(json.dumps(without_pins(design, top)))
+    arguments = [*_ECP5_DEVICE, "--json", "inside.json", "--report", "report.json", "--seed", "1", "--freq", "50",
                  "--lpf-allow-unconstrained", "--timing-allow-fail", "--quiet"]  # fmt: skip
     place_and_route(folder, arguments, _SECONDS)
     report = json.loads(read_bounded(folder / "report.json", _MOST_REPORT_BYTES))
@@ -97,6 +106,40 @@ def _place(folder: Path) -> dict[str, Any]:
         raise RedcaneError("nextpnr found no clock in the design: synthesise a design with registers")
     fmax = min(clock["achieved"] for clock in report["fmax"].values())
     return {"device": "LFE5U-85F-6", "fmax_mhz": round(fmax, 1), "nextpnr": nextpnr_version()}
+
+
+def without_pins(design: dict[str, Any], top: str, clock: str = "clk") -> dict[str, Any]:
+    """Yosys' JSON of module `top` alone, mapped to ECP5, with all inputs but the clock driven by a chain of flip-flops
+    from one pin, and no outputs.
+
+    An accelerator is a part of a system and has more ports than a package has pins. The chain adds a flip-flop for each
+    bit of the inputs, and no logic.
+
+    Raises RedcaneError when the module has no input of that name.
+    """
+    module = design["modules"][top]
+    ports = module["ports"]
+    if clock not in ports or ports[clock]["direction"] != "input":
+        raise RedcaneError(f"{top}: it has no clock {clock!r}, so there is nothing to place for a clock rate")
+    [clock_bit] = ports[clock]["bits"]
+    bits = [bit for net in module["netnames"].values() for bit in net["bits"] if isinstance(bit, int)]
+    pin = before = 1 + max(bits)
+    inputs = [bit for name, port in ports.items() if port["direction"] == "input" and name != clock
+              for bit in port["bits"]]  # fmt: skip
+    for index, bit in enumerate(inputs):
+        module["cells"][f"$inputs${index}"] = {
+            "hide_name": 1,
+            "type": "TRELLIS_FF",
+            # a text of digits that is not a number ends with a space
+            "parameters": {"GSR": "DISABLED", "CEMUX": "1 ", "CLKMUX": "CLK", "LSRMUX": "LSR", "REGSET": "RESET",
+                           "SRMODE": "LSR_OVER_CE"},
+            "attributes": {},
+            "port_directions": {"CLK": "input", "LSR": "input", "DI": "input", "Q": "output"},
+            "connections": {"CLK": [clock_bit], "LSR": ["0"], "DI": [before], "Q": [bit]},
+        }  # fmt: skip
+        before = bit
+    module["ports"] = {clock: ports[clock], "pin": {"direction": "input", "bits": [pin]}}
+    return {**design, "modules": {top: module}}
 
 
 def in_words(fpga: Mapping[str, Any]) -> str:
