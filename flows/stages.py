@@ -135,7 +135,10 @@ def _assign(run: Run, scratch: Path, about: Json) -> None:
     keys = [key for key, _, _ in exact.products()]
     costs = {name: library.cost(name) for name in tables}
     multiplications = {o.key: o.counts.multiplications for o in operations(run.network())}
-    known = _partial(run, f"measurements-{digest(json.dumps(about['made_from'], sort_keys=True).encode())[:16]}.jsonl")
+    made_from = about["made_from"]
+    measured = {name: value for name, value in made_from["settings"].items() if name != "assign"}
+    identity = digest(json.dumps([made_from["inputs"]["network.safetensors"], measured], sort_keys=True).encode())
+    known = _partial(run, f"measurements-{identity[:16]}.jsonl")
     measurements = Measurements(
         exact,
         tables,
