@@ -24,12 +24,16 @@ _MOST_REPORT_BYTES = 64 << 20
 _MOST_DESIGN_BYTES = 512 << 20
 _ECP5_DEVICE = ["--85k", "--package", "CABGA756", "--speed", "6"]
 _STATISTICS = "tee -q -o statistics.json stat -json"
-# Amaranth names a signal like a bit of a vector (`word[0]`), and the two collide where abc9 takes vectors apart
-# (github.com/YosysHQ/yosys/issues/4349), so they are taken apart before it.
-_ECP5 = """synth_ecp5 -top {top} -run begin:map_luts
-splitnets
-opt_clean
-synth_ecp5 -top {top} -run map_luts: -json design.json"""
+
+
+def _script(synthesis: str, arguments: str = "") -> str:
+    """The Yosys script of a family's `synthesis` command, with more `arguments` where it ends.
+
+    Amaranth names a signal like a bit of a vector (`word[0]`), and the two collide where abc9 takes vectors apart
+    (github.com/YosysHQ/yosys/issues/4349), so they are taken apart before it.
+    """
+    command = f"{synthesis} -top {{top}} -run"
+    return f"{command} begin:map_luts\nsplitnets\nopt_clean\n{command} map_luts: {arguments}\n{_STATISTICS}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Family:
 FAMILIES: dict[FamilyName, Family] = {
     "ecp5": Family(
         "Lattice ECP5",
-        f"{_ECP5}\n{_STATISTICS}",
+        _script("synth_ecp5", "-json design.json"),
         {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4},  # a carry is two LUTs; a slice of RAM takes two pairs of them
         ("TRELLIS_FF",),
         ("MULT18X18D",),
@@ -55,7 +59,7 @@ FAMILIES: dict[FamilyName, Family] = {
     ),
     "xilinx": Family(
         "Xilinx 7 series",
-        f"synth_xilinx -family xc7 -flatten -top {{top}}\n{_STATISTICS}",
+        _script("synth_xilinx -family xc7 -flatten"),
         {**{f"LUT{k}": 1 for k in range(1, 7)}, "INV": 1, "RAM32M": 4, "RAM64M": 4, "SRL16E": 1, "SRLC32E": 1,
          "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1D": 4, "RAM256X1S": 4},
         ("FDRE", "FDSE", "FDCE", "FDPE"),

@@ -16,12 +16,13 @@ module redcane(input clk, input [511:0] wide, input we, input [8:0] address, inp
   reg [17:0] memory [0:1023];
   reg [17:0] word;
   reg [31:0] product;
-  wire \\word[0] = ^wide;
+  reg [7:0] \\sum[0] ;
   always @(posedge clk) begin
     if (we) memory[address] <= {a[1:0], b};
     word <= memory[{address[7:0], we}];
     product <= a * b;
-    sum <= sum + (product ^ word ^ \\word[0] );
+    \\sum[0] <= {^wide, wide[6:0]} ^ a[7:0];
+    sum <= sum + (product ^ word ^ \\sum[0] );
   end
 endmodule
 """
