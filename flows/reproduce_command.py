@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,16 @@ def reproduce(chosen: argparse.Namespace) -> None:
     for option, value in (("--curve-images", chosen.curve_images), ("--trial-images", chosen.trial_images)):
         if value is not None and not 1 <= value <= 10**6:
             raise RedcaneError(f"{option}: {value} should be a number from 1 to 1,000,000")
+    started = os.times().elapsed
     chosen.config = configuration(chosen.config)
     run = run_of(chosen)
     results = results_of(run, chosen.curve_images, chosen.trial_images)
     page = write_page([results], run.folder / "reproduction.md", run.folder)
     print("\n".join(f"{f['verdict']:15} {f['claim']} ({f['where']})" for f in results["findings"]))
     print(f"\nresults {run.folder / RESULT}\npage    {page}")
+    spent = os.times()  # of this process and of those that it has waited for
+    processor = spent.user + spent.system + spent.children_user + spent.children_system
+    print(f"took    {(spent.elapsed - started) / 60:.1f} minutes, {processor / 60:.1f} of processor time")
 
 
 def configuration(benchmark: str) -> Path:
