@@ -301,7 +301,7 @@ def main() -> None:
     done = differing = 0
     seconds = 0.0
     while done < chosen.networks if chosen.networks else time.monotonic() < begin + 60 * chosen.minutes:
-        told = one_round(number, min(NETWORKS, max(1, (chosen.networks or NETWORKS) - done)))
+        told = one_round(number, min(NETWORKS, chosen.networks - done) if chosen.networks else NETWORKS)
         with path.open("a") as file:
             file.write(json.dumps({"version": tested, **told}) + "\n")
         for difference in told["differences"]:
