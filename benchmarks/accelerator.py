@@ -17,20 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import torch
 from matplotlib.figure import Figure
 
 from flows.config import Config
+from flows.map_command import compiler_of
 from flows.tables import table
-from hw.compiler import compile_network
 from hw.cycles import predict
-from hw.generate import kinds_of
 from hw.parameters import Size
+from hw.program import Program
 from model.files import read_bounded
-from model.multipliers.library import load_library
-from model.network import build
-from model.qnetwork import QNetwork
-from model.quantize import quantize
 
 HERE = Path(__file__).parent
 ROOFLINE = HERE.parent / "docs" / "roofline.svg"
@@ -65,18 +60,8 @@ class Row:
         return self.limit / self.cycles
 
 
-def fresh(config: Config) -> QNetwork:
-    """A network of the configured shape with fresh weights and exact products."""
-    torch.manual_seed(0)
-    height, width, channels = config.network.image
-    network = quantize(build(config.shape()), torch.rand(8, channels, height, width))
-    tables = {name: component.table for name, component in load_library("embedded").components.items()}
-    return network.with_components({key: "mul8u_exact" for key, _, _ in network.products()}, tables)
-
-
-def predicted(network: QNetwork, size: Size) -> list[Row]:
+def predicted(program: Program, size: Size) -> list[Row]:
     """The rows of one batch size: every layer, the class, and the sum."""
-    program = compile_network(network, kinds_of(network, load_library("embedded").components), size)
     rows: dict[str, Row] = {}
     whole = Row(size.batch, "in all", 0, 0, 0, 0, 0)
     for label, cost in predict(program).items():
@@ -138,9 +123,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--verified", type=Path, nargs="*", default=[])
     chosen = parser.parse_args()
-    network = fresh(Config.load(chosen.config, {}))
+    compiled = compiler_of(Config.load(chosen.config, {}))
     sizes = [Size(chosen.size, chosen.size, batch) for batch in chosen.batches]
-    rows = [row for size in sizes for row in predicted(network, size)]
+    rows = [row for size in sizes for row in predicted(compiled(size), size)]
     for path in chosen.verified:
         measure(rows, json.loads(read_bounded(path, 2**24)), sizes[0])
     cells = [

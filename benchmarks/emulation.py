@@ -27,7 +27,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.accelerator import array_multiplications
+from hw.compiler import compile_network
+from hw.cycles import predict
+from hw.parameters import MultiplierKind, Size
 from model import datasets, qfile, reference
 from model.capsnet import CapsNet, CapsNetShape
 from model.emulation import Emulator
@@ -40,6 +42,7 @@ from model.emulation.lookup import LEVELS, best_level
 from model.emulation.terms import exact_terms, term_table
 from model.errors import RedcaneError
 from model.multipliers.library import load_library
+from model.multipliers.product_table import Table
 from model.qnetwork import (
     Coding,
     Product,
@@ -49,7 +52,6 @@ from model.qnetwork import (
     QNetwork,
     Requantizer,
     Squash,
-    Table,
     exp_table,
 )
 from model.quantize import image_codes, quantize
@@ -321,11 +323,18 @@ def capsnet(images: int) -> dict[str, Any]:
     return rows
 
 
+def multiplications(network: QNetwork) -> int:
+    """Multiplications of one inference, as the accelerator's array would do them."""
+    names = sorted({product.component for _, product, _ in network.products()})
+    program = compile_network(network, tuple(MultiplierKind(name, name) for name in names), Size())
+    return sum(cost.products for cost in predict(program).values())
+
+
 def finished_run(folder: Path, images: int) -> dict[str, Any]:
     """A finished run's network: seconds for an image and products a second."""
     network = qfile.load(folder / "qmodel")
     codes = np.random.default_rng(0).integers(0, 256, (images, *network.image)).astype(np.int16)
-    work, emulator = array_multiplications(network), Emulator(network)
+    work, emulator = multiplications(network), Emulator(network)
     torch_alone = Emulator(network, engine="torch")
     taken = {
         "emulation": best(lambda: emulator.classify(codes)) / images,

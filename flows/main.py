@@ -12,6 +12,7 @@ from flows import (
     characterize_command,
     evolve_command,
     fetch_command,
+    map_command,
     profile_command,
     publish_command,
     reproduce_command,
@@ -85,13 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_arguments(command)
     command.set_defaults(command=_operations)
-    command = commands.add_parser(
-        "map", help="how the layers lie on the array, and the cycles that they take", description="map: how the "
-        "quantised network's layers lie on the array: cycles, use of the PEs and traffic, without a simulation. Brings "
-        "up to date whatever comes before.",
-    )
-    _add_run_arguments(command)
-    command.set_defaults(command=_map)
+    map_command.add_parser(commands)
     publish_command.add_parser(commands)
     reproduce_command.add_parser(commands, _add_run_options)
     library = commands.add_parser("library", help="the multipliers to choose from")
@@ -191,19 +186,6 @@ def _operations(chosen: argparse.Namespace) -> None:
     from flows.tables import operations_table
 
     print(operations_table(run_of(chosen).config.shape()))
-
-
-def _map(chosen: argparse.Namespace) -> None:
-    run = run_of(chosen)
-    from flows.stages import bring_up
-    from flows.tables import mapping_table
-    from hw.compiler import compile_network
-    from hw.generate import kinds_of
-
-    bring_up(run, "quantize")
-    network = run.qnetwork()
-    kinds = kinds_of(network, run.library.components)
-    print(mapping_table(compile_network(network, kinds, run.config.accelerator.size())))
 
 
 def _import(chosen: argparse.Namespace) -> None:

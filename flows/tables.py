@@ -110,8 +110,6 @@ def mapping_table(program: Program) -> str:
     rows.append(["in all", "", "", "", "", *figures(*sums)])
     head = ["operation", "blocks", "words a sum", "sums a word", "lanes", "cycles", "stalls", "use", "weight bytes"]
     size = f"{p.rows} x {p.columns} PEs, batch {p.batch}, bus of {p.bus_bits} bits; cycles, stalls and bytes an image"
-    memories = (
-        f"memories: {p.activation_bytes:,} bytes of activations, {p.vote_words * p.square**2:,} of votes, "
-        f"{p.weight_words * p.word_bits // 8:,} of weights on their way"
-    )
+    activations, votes, ring = (f"{count:,}" for count in p.memories)
+    memories = f"memories: {activations} bytes of activations, {votes} of votes, {ring} of weights on their way"
     return f"{size}\n{memories}\n\n{table(head, rows)}"

@@ -101,3 +101,8 @@ class Parameters:
     def square(self) -> int:
         """Edge of the sub-array that routing uses: its operand word is read straight and transposed."""
         return min(self.rows, self.columns)
+
+    @property
+    def memories(self) -> tuple[int, int, int]:
+        """Bytes on chip of activations, of votes, and of weights on their way."""
+        return self.activation_bytes, self.vote_words * self.square**2, self.weight_words * self.word_bits // 8
