@@ -104,14 +104,15 @@ class BurstReaderProperties(wiring.Component):
 
         # The memory: bursts as they came, answered in order, each from its address on.
         slots = 4
-        places = Array(Signal(8, name=f"place_{i}") for i in range(slots))
-        lengths = Array(Signal(4, name=f"length_{i}") for i in range(slots))
-        came, done, inside = Signal(8), Signal(8), Signal(4)
+        places = Array(Signal(6, name=f"place_{i}") for i in range(slots))
+        lengths = Array(Signal(2, name=f"length_{i}") for i in range(slots))
+        came, done, inside = Signal(4), Signal(4), Signal(2)
         burst = reader.ar.payload
         address = burst.addr >> 2  # of 32-bit beats
-        here = Signal(8)
-        waiting = came != done
-        m.d.comb += here.eq(places[done[:2]] + inside)
+        here = Signal(6)
+        under_way = Signal(4)
+        waiting = under_way != 0
+        m.d.comb += [under_way.eq(came - done), here.eq(places[done[:2]] + inside)]
         with m.If(reader.ar.valid & self.ar_ready):
             m.d.sync += [places[came[:2]].eq(address), lengths[came[:2]].eq(burst.len), came.eq(came + 1)]
             m.d.comb += Assert(came - done < slots, "no more bursts under way than told")
@@ -124,7 +125,7 @@ class BurstReaderProperties(wiring.Component):
         with m.If(self.answer & waiting):
             m.d.sync += [inside.eq(Mux(last, 0, inside + 1)), done.eq(done + last)]
 
-        wanted, given = Signal(8), Signal(8)  # beats that were asked of the memory, and those handed out
+        wanted, given = Signal(5), Signal(5)  # beats that were asked of the memory, and those handed out
         with m.If(reader.ar.valid & self.ar_ready):
             m.d.sync += wanted.eq(wanted + burst.len + 1)
             end = (address & (_BURST - 1)) + burst.len + 1
