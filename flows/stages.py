@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
@@ -17,27 +16,23 @@ from flows.executors import workers
 from flows.fpga import estimate
 from flows.report import report
 from flows.run import Run
+from flows.selected import selected
 from flows.stage import PARTIAL, Failed, Json, Pipeline, Stage
 from flows.synthesize import find_liberty, synthesize
 from flows.tools import need_simulator, need_yosys
 from hw.generate import generate
 from model.assignment import assignment, load_assignment, save_assignment
-from model.capture import capture
 from model.datasets import Dataset, Split
 from model.emulation import Emulator
-from model.exploration import explore
 from model.files import digest, write_atomic
 from model.finetune import finetune, with_weights
-from model.measurements import Measurements
 from model.network import Network
 from model.nextpnr import nextpnr_version
-from model.operations import operations
 from model.qfile import save
 from model.qnetwork import Format, QNetwork, takes_signed
 from model.quantize import image_codes, quantize
-from model.resilience import Resilience, analyze, subject
+from model.resilience import analyze, subject
 from model.resilience_plots import plot_groups, plot_layers
-from model.selection import select
 from model.store import Store
 from model.training import accuracy, initial, train
 from model.weights import save_weights
@@ -125,55 +120,13 @@ def _integer_accuracies(run: Run, network: QNetwork) -> dict[str, float]:
 
 
 def _assign(run: Run, scratch: Path, about: Json) -> None:
-    config, library, formats = run.config, run.library, run.config.formats()
+    library, formats = run.library, run.config.formats()
     exact = _quantized(run, formats)
-    settings, images = config.assign, run.selection_images
-    tables = {name: component.table for name, component in library.components.items()}
-    sampled = image_codes(exact, run.dataset.train.images[: settings.images])
-    captures = capture(Emulator(exact), sampled, seed=config.seed)
-    resilience = Resilience.from_json(run.read("resilience.json"))
-    keys = [key for key, _, _ in exact.products()]
-    costs = {name: library.cost(name) for name in tables}
-    multiplications = {o.key: o.counts.multiplications for o in operations(run.network())}
     made_from = about["made_from"]
     measured = {name: value for name, value in made_from["settings"].items() if name != "assign"}
     identity = digest(json.dumps([made_from["inputs"]["network.safetensors"], measured], sort_keys=True).encode())
     known = _partial(run, f"measurements-{identity[:16]}.jsonl")
-    measurements = Measurements(
-        exact,
-        tables,
-        image_codes(exact, images.images),
-        images.labels,
-        np.arange(len(images)) % len(run.dataset.validation),
-        config.seed,
-        known,
-    )
-    selection = select(
-        exact,
-        captures,
-        tables,
-        costs,
-        multiplications,
-        {key: resilience.tolerated_nm(key) for key in keys},
-        measurements.accuracy,
-        accuracy(run.network(), images.images, images.labels),
-        settings.budget_points,
-        settings.max_kinds,
-        tell,
-    )
-    selection = explore(
-        selection,
-        exact,
-        captures,
-        tables,
-        costs,
-        multiplications,
-        measurements,
-        settings.max_kinds,
-        settings.confidence,
-        settings.measurements,
-        tell,
-    )
+    selection = selected(run, exact, known, tell)
     if selection.warning:
         tell(f"warning: {selection.warning}")
     save_assignment(scratch / "assignment.yaml", assignment(selection, formats, library))
