@@ -103,7 +103,7 @@ def _place(folder: Path, top: str) -> dict[str, Any]:
     design = json.loads(read_bounded(folder / "design.json", _MOST_DESIGN_BYTES))
     (folder / "inside.json").write_text(json.dumps(without_pins(design, top)))
     arguments = [*_ECP5_DEVICE, "--json", "inside.json", "--report", "report.json", "--seed", "1", "--freq", "50",
-                 "--lpf-allow-unconstrained", "--timing-allow-fail", "--quiet"]  # fmt: skip
+                 "--lpf-allow-unconstrained", "--timing-allow-fail", "--router", "router2", "--quiet"]  # fmt: skip
     place_and_route(folder, arguments, _SECONDS)
     report = json.loads(read_bounded(folder / "report.json", _MOST_REPORT_BYTES))
     if not report.get("fmax"):
