@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from flows.config import Config
     from hw.parameters import Size
     from hw.program import Program
-    from model.qnetwork import QNetwork
 
     Compile = Callable[[Size], Program]
 
@@ -63,36 +62,25 @@ def _array(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def stand_in(config: Config) -> QNetwork:
-    """A network of the configured shape and formats with fresh weights (seed 0) and exact multipliers."""
+def compiler_of(config: Config) -> Compile:
+    """Compiles a network of the configured shape and formats, with fresh weights (seed 0) and exact multipliers, for
+    any size of accelerator.
+    """
     import torch
 
-    from model.multipliers.library import load_library
-    from model.network import build
-    from model.qnetwork import takes_signed
-    from model.quantize import quantize
-
-    library = load_library("embedded")
-    formats = config.formats()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        height, width, channels = config.network.image
-        network = quantize(build(config.shape()), torch.rand(8, channels, height, width), formats)
-    exact = {key: library.exact_of(takes_signed(number_format)) for key, number_format in formats.items()}
-    return network.with_components(
-        {key: component.name for key, component in exact.items()},
-        {component.name: component.table for component in exact.values()},
-    )
-
-
-def compiler_of(config: Config) -> Compile:
-    """Compiles the configuration's stand-in for any size of accelerator."""
     from hw.compiler import compile_network
     from hw.generate import kinds_of
     from model.multipliers.library import load_library
+    from model.network import build
+    from model.quantize import quantize
 
-    network = stand_in(config)
-    kinds = kinds_of(network, load_library("embedded").components)
+    library = load_library("embedded")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        height, width, channels = config.network.image
+        fresh = quantize(build(config.shape()), torch.rand(8, channels, height, width), config.formats())
+    network = library.exactly(fresh)
+    kinds = kinds_of(network, library.components)
     return lambda size: compile_network(network, kinds, size)
 
 

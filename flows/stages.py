@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
 from flows.executors import workers
@@ -29,8 +28,8 @@ from model.finetune import finetune, with_weights
 from model.network import Network
 from model.nextpnr import nextpnr_version
 from model.qfile import save
-from model.qnetwork import Format, QNetwork, takes_signed
-from model.quantize import image_codes, quantize
+from model.qnetwork import QNetwork
+from model.quantize import image_codes
 from model.resilience import analyze, subject
 from model.resilience_plots import plot_groups, plot_layers
 from model.store import Store
@@ -95,17 +94,6 @@ def _analyze(run: Run, scratch: Path, about: Json) -> None:
     store.delete()
 
 
-def _quantized(run: Run, formats: dict[str, Format]) -> QNetwork:
-    """The 8-bit network with exact multipliers, calibrated on training images."""
-    settings, library = run.config.quantize, run.library
-    images = torch.from_numpy(run.dataset.train.images[: settings.images])
-    exact = {key: library.exact_of(takes_signed(number_format)) for key, number_format in formats.items()}
-    return quantize(run.network(), images, formats, settings.align).with_components(
-        {key: component.name for key, component in exact.items()},
-        {component.name: component.table for component in exact.values()},
-    )
-
-
 def _integer_accuracy(network: QNetwork, split: Split) -> float:
     """Fraction of a split's images that the integer network classifies right."""
     classes = Emulator(network).classify(image_codes(network, split.images))
@@ -121,7 +109,7 @@ def _integer_accuracies(run: Run, network: QNetwork) -> dict[str, float]:
 
 def _assign(run: Run, scratch: Path, about: Json) -> None:
     library, formats = run.library, run.config.formats()
-    exact = _quantized(run, formats)
+    exact = run.quantized(formats)
     made_from = about["made_from"]
     measured = {name: value for name, value in made_from["settings"].items() if name != "assign"}
     identity = digest(json.dumps([made_from["inputs"]["network.safetensors"], measured], sort_keys=True).encode())
@@ -138,7 +126,7 @@ def _assigned(run: Run) -> tuple[QNetwork, QNetwork]:
     """The 8-bit network with exact multipliers, and with those of assignment.yaml."""
     assigned = load_assignment(run.folder / "assignment.yaml", list(run.config.formats()), run.library)
     tables = {name: component.table for name, component in run.library.components.items()}
-    exact = _quantized(run, assigned.formats)
+    exact = run.quantized(assigned.formats)
     return exact, exact.with_components(assigned.components, tables)
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
@@ -27,8 +26,8 @@ from model.errors import RedcaneError
 from model.files import digest, read_bounded, write_atomic
 from model.multipliers.product_table import Table
 from model.operations import operations
-from model.qnetwork import Format, QNetwork, takes_signed
-from model.quantize import image_codes, quantize
+from model.qnetwork import Format, QNetwork
+from model.quantize import image_codes
 from model.resilience import Resilience
 from model.selection import fits
 
@@ -44,7 +43,7 @@ def rivals(run: Run, kept: Path, trial_images: int) -> dict[str, Any]:
     measured = _Measured(kept)
     trial = Split(run.dataset.validation.images[:trial_images], run.dataset.validation.labels[:trial_images])
     unsigned = {name: c.table for name, c in library.components.items() if not c.signed}
-    networks = {f: _quantized(run, f) for f in FORMATS}
+    networks = {f: run.quantized(dict.fromkeys(run.config.formats(), f)) for f in FORMATS}
     magnitudes = {name: library.get(name).figures.nm for name in unsigned}
     resilience = Resilience.from_json(run.read("resilience.json"))
     tolerated = {key: resilience.tolerated_nm(key) for key in rows.exact}
@@ -145,13 +144,6 @@ def pareto(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _fits(network: QNetwork, tables: Mapping[str, Table], key: str, name: str) -> bool:
     return fits(network, key, name, tables[name])
-
-
-def _quantized(run: Run, number_format: Format) -> QNetwork:
-    images = torch.from_numpy(run.dataset.train.images[: run.config.quantize.images])
-    exact = run.library.exact_of(takes_signed(number_format))
-    network = quantize(run.network(), images, number_format, run.config.quantize.align)
-    return network.with_components({key: exact.name for key, _, _ in network.products()}, {exact.name: exact.table})
 
 
 class _Measured:

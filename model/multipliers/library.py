@@ -28,6 +28,7 @@ from model.multipliers.component import Cost, Multiplier
 from model.multipliers.costs import Costs, Measured, costs, load_measured
 from model.multipliers.netlist import TRANSISTOR_FLOW, Circuit, Extracted, extract_many, read_verilog
 from model.multipliers.product_table import Table, exact_table, kind_of_operands, table_digest
+from model.qnetwork import QNetwork, takes_signed
 from model.yosys import yosys_version
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -89,6 +90,16 @@ class Library:
             raise RedcaneError(f"the library {self.name} holds no exact multiplier of {kind_of_operands(signed)} "
                                "operands: add one and import it again")
         return min(exact, key=self.cost)
+
+    def exactly(self, network: QNetwork) -> QNetwork:
+        """The network with the cheapest exact multiplier that its format takes in every operation; RedcaneError where
+        the library has none.
+        """
+        exact = {key: self.exact_of(takes_signed(product.format)) for key, product, _ in network.products()}
+        return network.with_components(
+            {key: component.name for key, component in exact.items()},
+            {component.name: component.table for component in exact.values()},
+        )
 
     def get(self, name: str) -> Multiplier:
         """The component of that name; RedcaneError, naming those with similar names, where there is none."""
