@@ -1,9 +1,10 @@
-"""What the evolved library saves in a network against the truncated and broken-array multipliers of ariths-gen.
+"""What evolved multipliers, and all of the embedded library, save in a network against the truncated and broken-array
+multipliers of ariths-gen.
 
     python benchmarks/evolved_vs_family.py [--config configs/digits.yaml] [--runs DIR]
 
-The same trained network, resilience analysis, budget of accuracy and method of selection with either library. Energies
-are measured by `redcane library characterize` with the operands of the network's convolutions, for both alike; without
+The same trained network, resilience analysis, budget of accuracy and method of selection with every library. Energies
+are measured by `redcane library characterize` with the operands of the network's convolutions, for all alike; without
 OpenSTA or Liberty file the table says what was compared in their place. Needs `pip install 'redcane[library-tools]'`.
 Results are kept beside this file as evolved_vs_family.json.
 """
@@ -26,10 +27,18 @@ from flows.synthesize import find_liberty
 from flows.tables import table
 from model.files import write_atomic
 from model.multipliers import family
-from model.multipliers.library import costs_path, libraries_folder, load_library
+from model.multipliers.library import EMBEDDED, costs_path, import_folder, libraries_folder, load_library
 from model.opensta import find_opensta
 
-LIBRARIES = ("ariths-gen", "embedded")
+LIBRARIES = ("ariths-gen", "evolved", "embedded")
+
+
+def write_evolved(folder: Path) -> None:
+    """The embedded library without what is put together by OR, as a library of the name "evolved"."""
+    for file in EMBEDDED.glob("*.v"):
+        if not file.stem.startswith("mul8u_or"):
+            shutil.copy(file, folder)
+    import_folder(folder, "evolved")
 
 
 def outcome(config_path: Path, library: str, runs: Path) -> dict[str, Any]:
@@ -64,24 +73,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["REDCANE_HOME"] = home  # the user's libraries and their costs stay as they are
         family.write(libraries_folder() / LIBRARIES[0])
+        with tempfile.TemporaryDirectory() as circuits:
+            write_evolved(Path(circuits))
         for name in LIBRARIES:
             if liberty:
                 _, measured = report(load_library(name), liberty, find_opensta(), chosen.config,
                                         chosen.runs / "analysed")  # fmt: skip
                 measured.save(costs_path(name))
             rows.append(outcome(chosen.config, name, chosen.runs))
-    theirs, ours = rows
-    if theirs["compared_by"] != ours["compared_by"]:
-        raise SystemExit(f"different costs cannot be compared: {theirs['compared_by']}, {ours['compared_by']}")
-    print(f"compared by {ours['compared_by']}\n")
+    theirs, *others = rows
+    units = {row["compared_by"] for row in rows}
+    if len(units) > 1:
+        raise SystemExit(f"different costs cannot be compared: {', '.join(sorted(units))}")
+    print(f"compared by {theirs['compared_by']}\n")
     print(table(("library", "components", "spent an inference", "saved", "selection accuracy", "test accuracy"),
                 [(row["library"], row["components"], f"{row['spent_per_inference']:.4g}", f"{100 * row['saved']:.1f} %",
                   *(f"{100 * row['accuracy']['assigned'][split]:.2f} %" for split in ("selection", "test")))
                  for row in rows]))  # fmt: skip
-    ratio = ours["spent_per_inference"] / theirs["spent_per_inference"]
-    print(f"\nwith the evolved multipliers the network needs {ratio:.3f} times what it needs with ariths-gen's, and "
-          f"saves {ours['saved'] / theirs['saved']:.2f} times as much")
-    result = {"config": chosen.config.name, "ratio_spent": ratio, "rows": rows}
+    ratios = {row["library"]: row["spent_per_inference"] / theirs["spent_per_inference"] for row in others}
+    for row in others:
+        print(f"\nwith the {row['library']} library the network needs {ratios[row['library']]:.3f} times what it needs "
+              f"with ariths-gen's, and saves {row['saved'] / theirs['saved']:.2f} times as much")
+    result = {"config": chosen.config.name, "ratio_spent": ratios, "rows": rows}
     write_atomic(Path(__file__).with_suffix(".json"), json.dumps(result, indent=1) + "\n")
 
 
