@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,48 +29,90 @@ def kernel_words(p: Parameters, coding: Coding, kernel: Codes) -> NDArray[np.uin
     return to_bytes(coding, flat.reshape(blocks, p.columns, segments, chunks, p.rows).transpose(0, 2, 3, 4, 1))
 
 
-def convolution(to: Assembler, conv: QConv, here: Region) -> Region:
-    """A convolution of maps (H, W, C), or of capsules (H, W, types, dim) taken as such, into a new region of maps."""
+@dataclass(frozen=True)
+class Stripe:
+    """Output pixels that one job computes: some images of the batch, and of these some rows of the output."""
+
+    image: int  # the first one
+    images: int
+    top: int  # the first row
+    rows: int
+
+
+def stripes(batch: int, height: int, width: int) -> list[Stripe]:
+    """All output pixels of a batch as stripes that the accumulators hold: of all images, and as many rows as fit."""
+    rows = max(1, min(height, MAX_PIXELS // (width * batch)))
+    return [Stripe(0, batch, top, min(rows, height - top)) for top in range(0, height, rows)]
+
+
+def output_shape(conv: QConv, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The maps (H', W', Cout) that a convolution makes of maps or capsules (H, W, ...)."""
+    cout, *kernel, _ = conv.weights.shape
+    height, width = ((size + 2 * conv.padding - k) // conv.stride + 1
+                     for size, k in zip(shape[:2], kernel, strict=True))  # fmt: skip
+    return height, width, cout
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Where the weights and the bias of a convolution lie."""
+
+    weights: tuple[int, int]  # array words: the first, and how many
+    bias: dict[str, int]  # fields of a job
+
+
+def place_kernel(to: Assembler, conv: QConv) -> Kernel:
+    """Lay out the weights in the order of their use: block by block of columns, then row by row of the kernel."""
     p = to.p
     cout, kh, kw, cin = conv.weights.shape
-    height, width = ((size + 2 * conv.padding - k) // conv.stride + 1
-                     for size, k in zip(here.shape[:2], (kh, kw), strict=True))  # fmt: skip
+    weights = to.layout.weights(kernel_words(p, conv.mac.b, conv.weights.reshape(cout, kh, kw * cin)))
+    bias = np.zeros((-(-cout // p.columns), p.columns), np.int32)
+    bias.reshape(-1)[:cout] = conv.bias
+    return Kernel(weights, to.layout.biases(bias))
+
+
+def convolution(to: Assembler, conv: QConv, here: Region) -> Region:
+    """A convolution of maps (H, W, C), or of capsules (H, W, types, dim) taken as such, into a new region of maps."""
+    height, width, cout = output_shape(conv, here.shape)
     out = to.layout.place((height, width, cout), conv.mac.out)
+    kernel = place_kernel(to, conv)
+    for stripe in stripes(to.p.batch, height, width):
+        convolve(to, conv, kernel, stripe, here, out)
+    return out
+
+
+def convolve(to: Assembler, conv: QConv, kernel: Kernel, stripe: Stripe, here: Region, out: Region) -> None:
+    """The job that computes one stripe of the output `out` from the input `here`."""
+    p = to.p
+    cout, kh, kw, cin = conv.weights.shape
     segment = kw * cin  # contiguous in memory: channels last
     chunks, blocks = -(-segment // p.rows), -(-cout // p.columns)
-    weights = to.layout.weights(kernel_words(p, conv.mac.b, conv.weights.reshape(cout, kh, segment)))
-    bias = np.zeros((blocks, p.columns), np.int32)
-    bias.reshape(-1)[:cout] = conv.bias
-    biased = to.layout.biases(bias)
-    row_bytes = here.shape[1] * cin
-    stripe = max(1, min(height, MAX_PIXELS // (width * p.batch)))
-    for top in range(0, height, stripe):
-        x, y = -conv.padding * cin, (top * conv.stride - conv.padding) * row_bytes
-        to.matmul(
-            conv.mac,
-            weights,
-            blocks=blocks,
-            segments=kh,
-            chunks=chunks,
-            images=p.batch,
-            rows=min(stripe, height - top),
-            cols=width,
-            lanes=p.rows,
-            last_lanes=segment - (chunks - 1) * p.rows,
-            columns=p.columns,
-            last_columns=cout - (blocks - 1) * p.columns,
-            a_base=(here.base + x + y) % (1 << ADDRESS),
-            a_segment=row_bytes,
-            a_chunk=p.rows,
-            a_image=here.size,
-            a_row=conv.stride * row_bytes,
-            a_col=conv.stride * cin,
-            b=bounds(x, row_bytes, y, here.size),
-            o_base=out.base + top * width * cout,
-            o_block=p.columns,
-            o_image=out.size,
-            o_row=width * cout,
-            o_col=cout,
-            **biased,
-        )
-    return out
+    row_bytes, out_row_bytes = here.shape[1] * cin, out.shape[1] * cout
+    x, y = -conv.padding * cin, (stripe.top * conv.stride - conv.padding) * row_bytes
+    to.matmul(
+        conv.mac,
+        kernel.weights,
+        blocks=blocks,
+        segments=kh,
+        chunks=chunks,
+        images=stripe.images,
+        rows=stripe.rows,
+        cols=out.shape[1],
+        lanes=p.rows,
+        last_lanes=segment - (chunks - 1) * p.rows,
+        columns=p.columns,
+        last_columns=cout - (blocks - 1) * p.columns,
+        a_base=(here.base + stripe.image * here.size + x + y) % (1 << ADDRESS),
+        a_segment=row_bytes,
+        a_chunk=p.rows,
+        a_image=here.size,
+        a_row=conv.stride * row_bytes,
+        a_col=conv.stride * cin,
+        b=bounds(x, row_bytes, y, here.size),
+        o_base=out.base + stripe.image * out.size + stripe.top * out_row_bytes,
+        o_block=p.columns,
+        o_image=out.size,
+        o_row=out_row_bytes,
+        o_col=cout,
+        **kernel.bias,
+    )
