@@ -6,12 +6,14 @@ a beat in every cycle once its first has come. sim.verify holds it against the c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hw import isa
 from hw.isa import Opcode
 from hw.loops import LEVELS
 from hw.matmul import RESULT
+from hw.parameters import Parameters
 from hw.program import Program, Step
 
 FETCH = isa.WORDS + 2  # of every descriptor, see hw.sequencer
@@ -50,12 +52,16 @@ def predict(program: Program, latency: int = LATENCY) -> dict[str, Cost]:
 
     `latency` is that of the external memory in cycles. Sending counters is not counted, as they stand still meanwhile.
     """
-    p = program.parameters
+    return predict_steps(program.plain, program.parameters, latency)
+
+
+def predict_steps(piece: Iterable[Step], p: Parameters, latency: int = LATENCY) -> dict[str, Cost]:
+    """The same for any piece of a program."""
     costs: dict[str, Cost] = {}
     now = 0
     arrived = latency  # when the last word so far has come
     freed: list[int] = []  # when each word's last use was over
-    for step in program.plain:
+    for step in piece:
         if step.opcode == Opcode.HALT:
             continue
         cost = costs.setdefault(step.label, Cost())
