@@ -87,7 +87,7 @@ def convolve(to: Assembler, conv: QConv, kernel: Kernel, stripe: Stripe, here: R
     cout, kh, kw, cin = conv.weights.shape
     segment = kw * cin  # contiguous in memory: channels last
     chunks, blocks = -(-segment // p.rows), -(-cout // p.columns)
-    row_bytes, out_row_bytes = here.shape[1] * cin, out.shape[1] * cout
+    row_bytes = here.row_bytes
     x, y = -conv.padding * cin, (stripe.top * conv.stride - conv.padding) * row_bytes
     to.matmul(
         conv.mac,
@@ -108,11 +108,11 @@ def convolve(to: Assembler, conv: QConv, kernel: Kernel, stripe: Stripe, here: R
         a_image=here.size,
         a_row=conv.stride * row_bytes,
         a_col=conv.stride * cin,
-        b=bounds(x, row_bytes, y, here.size),
-        o_base=out.base + stripe.image * out.size + stripe.top * out_row_bytes,
+        b=bounds(x, here.row_values, y, here.size),
+        o_base=out.base + stripe.image * out.size + stripe.top * out.row_bytes,
         o_block=p.columns,
         o_image=out.size,
-        o_row=out_row_bytes,
+        o_row=out.row_bytes,
         o_col=cout,
         **kernel.bias,
     )

@@ -28,9 +28,9 @@ class Layout:
         self.activation_bytes = 0
         self.vote_words = 1
 
-    def place(self, shape: tuple[int, ...], coding: Coding) -> Region:
-        """A place for a tensor of every image of the batch."""
-        size = Region(shape, coding, 0, self._p.batch).total
+    def place(self, shape: tuple[int, ...], coding: Coding, pitch: int = 0) -> Region:
+        """A place for a tensor of every image of the batch, its rows `pitch` bytes apart or else without a gap."""
+        size = Region(shape, coding, 0, self._p.batch, pitch=pitch).total
         base = 0
         for start, end in sorted(self._taken.items()):
             if start - base >= size:
@@ -38,7 +38,7 @@ class Layout:
             base = end
         self._taken[base] = base + -(-size // 4) * 4
         self.activation_bytes = max(self.activation_bytes, self._taken[base])
-        return Region(shape, coding, base, self._p.batch)
+        return Region(shape, coding, base, self._p.batch, pitch=pitch)
 
     def release(self, *regions: Region) -> None:
         """Give back the places of tensors that nothing will read any more."""

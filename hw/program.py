@@ -23,11 +23,22 @@ class Region:
     base: int
     images: int = 1  # one behind the other, `size` bytes each
     votes: bool = False  # in the vote memory: padded words, see VoteMemory
+    pitch: int = 0  # bytes from a row (of the first axis) to the next, where there are more than the row has values
+
+    @property
+    def row_values(self) -> int:
+        """Values of a row, one behind the other."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes from a row to the next."""
+        return self.pitch or self.row_values
 
     @property
     def size(self) -> int:
         """Bytes of one image."""
-        return max(1, int(np.prod(self.shape)))
+        return max(1, math.prod(self.shape[:1]) * self.row_bytes)
 
     @property
     def total(self) -> int:
@@ -94,9 +105,10 @@ class Program:
     @staticmethod
     def region_packet(region: Region, codes: Codes) -> Packet:
         """The packet that puts a batch of codes (N, ...) into a region of activations; what is missing is zeros."""
-        shaped = codes.reshape(len(codes), *region.shape)
-        filled = np.concatenate([shaped, np.zeros((region.images - len(codes), *region.shape), np.int16)])
-        return Packet(Target.ACTIVATIONS, region.base, words32(to_bytes(region.coding, filled)))
+        filled = np.zeros((region.images, region.size // region.row_bytes, region.row_bytes), np.uint8)
+        rows = to_bytes(region.coding, codes).reshape(len(codes), -1, region.row_values)
+        filled[: len(codes), :, : region.row_values] = rows
+        return Packet(Target.ACTIVATIONS, region.base, words32(filled))
 
     def start_packet(self, traced: bool) -> Packet:
         return Packet(Target.START, self.traced_entry if traced else self.entry, np.zeros(0, np.uint32))
@@ -121,7 +133,8 @@ class Program:
         """The codes of a boundary (N, ...) of all images of the batch out of the bytes of its packet."""
         region = emission.region
         if not region.votes:
-            raw = np.frombuffer(payload[: region.total], np.uint8).reshape(region.images, *region.shape)
+            rows = np.frombuffer(payload[: region.total], np.uint8).reshape(region.images, -1, region.row_bytes)
+            raw = rows[..., : region.row_values].reshape(region.images, *region.shape)
         else:
             *places, inputs, classes, dim = region.shape
             size = self.parameters.square

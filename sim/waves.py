@@ -94,6 +94,6 @@ def place(program: Program, emission: Emission, image: int, index: list[int]) ->
         places = image * math.prod(grid) + (int(np.ravel_multi_index(position, grid)) if grid else 0)
         word = (places * -(-inputs // p.square) + i // p.square) * classes + j
         return f"votes.bank_{i % p.square}", word * -(-dim // p.square) + d // p.square
-    inside = int(np.ravel_multi_index(index, region.shape)) if index else 0
-    address = region.base + image * region.size + inside
+    row, inside = divmod(int(np.ravel_multi_index(index, region.shape)) if index else 0, region.row_values)
+    address = region.base + image * region.size + row * region.row_bytes + inside
     return f"activations.bank_{address % p.lanes}", address // p.lanes

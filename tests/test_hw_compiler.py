@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hw import isa
 from hw.compiler import compile_network
 from hw.parameters import MultiplierKind, Parameters, Size
-from hw.program import from_bytes, to_bytes
+from hw.program import Emission, Program, Region, from_bytes, to_bytes
 from model.errors import RedcaneError
 from model.qnetwork import (
     Coding,
@@ -40,6 +42,23 @@ def test_bytes_and_codes(kind: str) -> None:
     assert raw.dtype == np.uint8 and len(np.unique(raw)) == len(codes)
     assert np.array_equal(from_bytes(coding, raw), codes)
     assert raw[codes == 0] == 0
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.integers(0, 5), st.integers(1, 3))
+def test_rows_apart_are_read_as_they_were_written(shape: list[int], gap: int, images: int) -> None:
+    """Codes of some images of a batch, in a region whose rows have bytes behind them that belong to nobody."""
+    coding = Coding("signed", 1.0)
+    region = Region(tuple(shape), coding, 8, 3, pitch=math.prod(shape[1:]) + gap)
+    codes = np.random.default_rng(0).integers(coding.lo, coding.hi + 1, (images, *shape)).astype(np.int16)
+    packet = Program.region_packet(region, codes)
+    assert packet.address == 8 and 4 * len(packet.words) == -(-region.total // 4) * 4
+    raw = packet.words.view(np.uint8)
+    program = SimpleNamespace(parameters=None)
+    read = Program.decode(program, Emission("maps", region), raw.tobytes())  # type: ignore[arg-type]  # reads no more
+    assert np.array_equal(read[:images], codes) and not read[images:].any()
+    first_of_second_row = raw[region.size + region.pitch] if shape[0] > 1 and images > 1 else None
+    if first_of_second_row is not None:
+        assert first_of_second_row == to_bytes(coding, codes[1, 1].reshape(-1)[:1])[0]
 
 
 def test_a_field_that_does_not_fit_is_refused() -> None:
