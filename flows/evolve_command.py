@@ -21,6 +21,7 @@ LIMITS = {
     "bias": "absolute value of the mean error",
     "weighted-mae": "mean absolute error over the operands as weighted",
     "weighted-bias": "absolute value of the mean error over the operands as weighted",
+    "noise": "root mean square of the error, a common gain apart, over that of the product, operands as weighted",
 }
 
 
@@ -30,7 +31,8 @@ def add_parser(actions: argparse._SubParsersAction[Any]) -> None:
         "evolve",
         help="evolve a new multiplier: the smallest within limits on its error",
         description="Make a circuit smaller by evolution while its error stays within the limits, which hold together "
-        "and are in percent of 65536. Stopped with Ctrl-C, the same command goes on from there.",
+        "and are in percent of 65536, noise in percent of the product. Stopped with Ctrl-C, the same command goes on "
+        "from there.",
     )
     for name, text in LIMITS.items():
         action.add_argument(f"--{name}", type=float, metavar="PERCENT", help=text)

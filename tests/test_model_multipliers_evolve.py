@@ -20,7 +20,7 @@ from model.multipliers.library import load_library
 from model.multipliers.netlist import extract_table
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the kernel needs g++")
-UNLIMITED = SumLimits(-1, -1, -1, -1, -1, -1, 0, -1.0)
+UNLIMITED = SumLimits(-1, -1, -1, -1, -1, -1, 0, -1.0, -1.0)
 
 
 def random_chromosome(rng: np.random.Generator, nodes: int = 60) -> Chromosome:
@@ -60,12 +60,13 @@ def test_each_limit_is_exact_to_the_last_unit(seed: int) -> None:
     pairs = error.size
     sums = {"absolute": size.sum(), "worst": size.max(), "square": (error**2).sum(), "bias": abs(error.sum()),
             "weighted": (weights * size).sum(), "weighted_bias": abs((weights * error).sum()),
-            "variance": pairs * (error**2).sum() - error.sum() ** 2}
+            "variance": pairs * (error**2).sum() - error.sum() ** 2,
+            "noise": least_noise(circuit.table(), weights) * (1 + 1e-9)}
     together = replace_all(sums)
     assert Kernel(together, weights).cost(circuit) == circuit.cost()
     for name, value in sums.items():
         if value > 0:
-            below = replace_all({name: value - 1 if name != "variance" else value * (1 - 1e-9)})
+            below = replace_all({name: value - 1 if name not in REAL else value * (1 - 2e-9)})
             assert Kernel(below, weights).cost(circuit) is None, name
 
 
@@ -94,9 +95,10 @@ def test_one_product_of_zero_that_is_not_zero_is_refused() -> None:
         assert demanding.cost(damaged) is None and Kernel(replace_all({})).cost(damaged) is not None
 
 
-@pytest.mark.parametrize("limits", [Limits(mae=0.1, bias=0.01), Limits(std=0.3), Limits(weighted_mae=0.05, wce=9)])
+@pytest.mark.parametrize("limits", [Limits(mae=0.1, bias=0.01), Limits(std=0.3), Limits(weighted_mae=0.05, wce=9),
+                                    Limits(noise=3)])
 def test_a_build_for_any_processor_finds_the_same(limits: Limits) -> None:
-    weights = half_normal_weights(48) if limits.weighted_mae is not None else None
+    weights = half_normal_weights(48) if limits.weighted_mae or limits.noise else None
     found = []
     for tuning in (kernel_file.TUNING, "-march=x86-64"):
         kernel = Kernel(_sums(limits, weights), weights, tuning=tuning)
@@ -106,10 +108,18 @@ def test_a_build_for_any_processor_finds_the_same(limits: Limits) -> None:
     assert found[0] == found[1] and found[0][0] < array_multiplier().cost()
 
 
+REAL = {"variance", "noise"}  # limits that are no integers
+
+
 def replace_all(sums: dict) -> SumLimits:
-    values = {name: -1 for name, _ in SumLimits._fields_}
-    values.update({name: int(value) for name, value in sums.items() if name != "variance"})
-    return SumLimits(**{**values, "variance": float(sums.get("variance", -1))})
+    values = {name: sums.get(name, -1) for name, _ in SumLimits._fields_}
+    return SumLimits(**{name: float(value) if name in REAL else int(value) for name, value in values.items()})
+
+
+def least_noise(table: np.ndarray, weights: np.ndarray) -> float:
+    """Sum of weight * (P - g P')^2 with the best g, by least squares."""
+    root = np.sqrt(weights.astype(np.float64)).reshape(-1, 1)
+    return float(np.linalg.lstsq(root * table.reshape(-1, 1), (root * EXACT.reshape(-1, 1))[:, 0])[1][0])
 
 
 def test_the_array_multiplier_is_exact() -> None:
@@ -141,6 +151,7 @@ def test_a_library_component_can_be_the_start() -> None:
     (Limits(std=0.4, bias=0.1), False),
     (Limits(mae=2, weighted_mae=0.03, weighted_bias=0.01), True),
     (Limits(mae=2, zero=True), False),
+    (Limits(noise=4), True),
 ])
 def test_the_limits_hold_on_the_result(limits: Limits, weighted: bool) -> None:
     weights = half_normal_weights(32) if weighted else None
@@ -151,6 +162,9 @@ def test_the_limits_hold_on_the_result(limits: Limits, weighted: bool) -> None:
     measured = {"mae": figures.mae_percent, "wce": figures.wce_percent, "std": scale * figures.nm,
                 "bias": scale * abs(figures.na), "weighted_mae": real.mae_percent,
                 "weighted_bias": scale * abs(real.na)}
+    if weights is not None:
+        power = float((weights * EXACT**2.0).sum())
+        measured["noise"] = 100 * np.sqrt(least_noise(circuit.table(), weights) / power)
     for name, value in limits.figures().items():
         assert measured[name] <= value * (1 + 1e-9), name
     with_zero = np.concatenate([circuit.table()[0], circuit.table()[:, 0]])

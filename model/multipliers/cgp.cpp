@@ -48,6 +48,7 @@ struct Limits {
     int64_t weighted_bias;  // |sum of weight * E|
     int64_t zero;      // no sum either: above 0, products with a zero operand must be zero
     double variance;   // of E, times PAIRS^2
+    double noise;      // of weight * (P - g P')^2, where g is the gain that makes it least; below 0: no limit
 };
 
 struct Problem {
@@ -58,6 +59,8 @@ struct Problem {
     uint16_t order[PAIRS];  // pair a * 256 + b at each position
     std::vector<Block> operands, products, weights;  // [BLOCKS][16], [BLOCKS][16], [BLOCKS][weight_bits]
     std::vector<Block> zeros;  // [BLOCKS]: whether an operand is zero
+    std::vector<uint32_t> weight, weighted_product;  // [PAIRS], by position: weight, and weight * P
+    int64_t squared[BLOCKS];  // sums of weight * P^2
     int blocks[BLOCKS];     // in the order of evaluation: those that refuted a circuit last come first
 };
 
@@ -162,10 +165,51 @@ inline bool any(const Vector &bits) {
     return all != 0;
 }
 
+// A byte's bits, a byte each.
+struct Spread {
+    uint64_t of[256];
+    constexpr Spread() : of() {
+        for (int byte = 0; byte < 256; byte++)
+            for (int bit = 0; bit < 8; bit++) of[byte] |= uint64_t(byte >> bit & 1) << 8 * bit;
+    }
+};
+constexpr Spread SPREAD;
+
+// Sums over a position's pairs: of weight * P * P', and of weight * P'^2.
+struct Moments {
+    int64_t mixed = 0, squared = 0;
+
+    void add(const Problem &problem, const Program &program, int block) {
+        uint64_t low[BLOCK_PAIRS / 8] = {}, high[BLOCK_PAIRS / 8] = {};
+        for (int k = 0; k < BITS; k++) {
+            const uint8_t *plane = reinterpret_cast<const uint8_t *>(&program.signals[program.outputs[k]]);
+            uint64_t *half = k < 8 ? low : high;
+            for (int i = 0; i < BLOCK_PAIRS / 8; i++) half[i] |= SPREAD.of[plane[i]] << k % 8;
+        }
+        const uint8_t *l = reinterpret_cast<const uint8_t *>(low), *h = reinterpret_cast<const uint8_t *>(high);
+        const uint32_t *weight = &problem.weight[block * BLOCK_PAIRS];
+        const uint32_t *weighted = &problem.weighted_product[block * BLOCK_PAIRS];
+        uint64_t of_both = 0, of_ours = 0;
+        for (int i = 0; i < BLOCK_PAIRS; i++) {
+            const uint32_t ours = l[i] | uint32_t(h[i]) << 8;
+            of_both += uint64_t(weighted[i]) * ours;
+            of_ours += uint64_t(weight[i] * ours) * ours;
+        }
+        mixed += int64_t(of_both);
+        squared += int64_t(of_ours);
+    }
+
+    // The least sum of weight * (P - g P')^2; that of a part of the pairs is never more than that of all.
+    double noise(int64_t exact) const {
+        return squared ? double(exact) - double(mixed) * double(mixed) / double(squared) : double(exact);
+    }
+};
+
 // Whether a circuit keeps all limits.
 bool keeps(Problem &problem, Program &program) {
     const Limits &limits = problem.limits;
-    int64_t absolute = 0, square = 0, bias = 0, weighted = 0, weighted_bias = 0;
+    int64_t absolute = 0, square = 0, bias = 0, weighted = 0, weighted_bias = 0, exact = 0;
+    Moments moments;
     for (int turn = 0; turn < BLOCKS; turn++) {
         const int block = problem.blocks[turn];
         program.run(problem, block);
@@ -244,6 +288,11 @@ bool keeps(Problem &problem, Program &program) {
                 }
             }
         }
+        if (limits.noise >= 0 && !broken) {
+            moments.add(problem, program, block);
+            exact += problem.squared[block];
+            broken = moments.noise(exact) > limits.noise;
+        }
         broken |= (limits.absolute >= 0 && absolute > limits.absolute) || (limits.square >= 0 && square > limits.square) ||
                   (limits.weighted >= 0 && weighted > limits.weighted);
         if (broken) {
@@ -290,6 +339,9 @@ void *problem_new(const Limits *limits, int functions, const uint8_t *truth_tabl
         for (int pair = 0; pair < PAIRS; pair++)
             while (int64_t(weights[pair]) >> problem->weight_bits) problem->weight_bits++;
     std::memcpy(problem->order, order, sizeof problem->order);
+    problem->weight.assign(PAIRS, 0);
+    problem->weighted_product.assign(PAIRS, 0);
+    std::fill(problem->squared, problem->squared + BLOCKS, 0);
     const Block zero{};
     problem->operands.assign(16 * BLOCKS, zero);
     problem->products.assign(16 * BLOCKS, zero);
@@ -306,6 +358,9 @@ void *problem_new(const Limits *limits, int functions, const uint8_t *truth_tabl
         for (int k = 0; k < BITS; k++) set(problem->products[16 * block + k], bit, a * b >> k & 1);
         set(problem->zeros[block], bit, a * b == 0);
         if (!weights) continue;
+        problem->weight[position] = uint32_t(weights[pair]);
+        problem->weighted_product[position] = uint32_t(weights[pair] * (a * b));
+        problem->squared[block] += int64_t(problem->weighted_product[position]) * (a * b);
         for (int w = 0; w < problem->weight_bits; w++)
             set(problem->weights[size_t(problem->weight_bits) * block + w], bit, weights[pair] >> w & 1);
     }

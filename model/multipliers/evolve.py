@@ -34,7 +34,8 @@ _MOST_CHECKPOINT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What the error P' - P of a result may be at most, each in percent of 65536; None: any. All given ones hold.
+    """What the error P' - P of a result may be at most, in percent of 65536 unless said otherwise; None: any. All
+    given ones hold.
 
     The weighted figures are over the operand pairs as they occur (the weights of `evolve`), the others over all pairs
     alike. Raises RedcaneError where a limit is no percentage, or none is given.
@@ -50,6 +51,12 @@ class Limits:
     """Absolute value of the mean error. Over sums of K products the bias adds up with K, the deviation with sqrt(K)."""
     weighted_mae: float | None = None
     weighted_bias: float | None = None
+    noise: float | None = None
+    """Root mean square of P - g P' over that of P, operand pairs as they occur, g the gain that makes it
+    least; in percent of the latter.
+
+    A gain that all products share hardly changes a class; MAE counts it as an error.
+    """
     zero: bool = False
     """No limit on an error: products with a zero operand must be zero. Half of a network's operands are, and a product
     of them that is not is added to every sum and switches with the sign in the sign-magnitude format."""
@@ -62,8 +69,10 @@ class Limits:
         for name, value in self.figures().items():
             if not (math.isfinite(value) and 0 <= value <= 100):
                 raise RedcaneError(f"the limit {name} is {value:g}: give a percentage of 65536 from 0 to 100")
-        if self.mae is None and self.wce is None and self.std is None and self.weighted_mae is None:
-            raise RedcaneError("evolution needs a limit on the error: give at least one of mae, wce, std, weighted_mae")
+        if not self.figures().keys() & {"mae", "wce", "std", "weighted_mae", "noise"}:
+            raise RedcaneError(
+                "evolution needs a limit on the error: give at least one of mae, wce, std, weighted_mae, noise"
+            )
 
     def __str__(self) -> str:
         limits = [f"{name} <= {value:g} %" for name, value in self.figures().items()]
@@ -110,7 +119,7 @@ def evolve(limits: Limits, seed: int, evaluations: int, weights: NDArray[np.int3
     """
     if not 0 <= seed < 1 << 63 or not 1 <= evaluations <= MOST_EVALUATIONS:
         raise RedcaneError(f"evolution takes a seed of 0 or more and 1 to {MOST_EVALUATIONS} evaluations")
-    weighted = limits.weighted_mae is not None or limits.weighted_bias is not None
+    weighted = bool(limits.figures().keys() & {"weighted_mae", "weighted_bias", "noise"})
     if weighted != (weights is not None):
         raise RedcaneError("weighted limits and the operands' weights go together: give both or neither")
     begin = array_multiplier() if start is None else start
@@ -194,6 +203,9 @@ def _sums(limits: Limits, weights: NDArray[np.int32] | None) -> SumLimits:
 
     pairs = EXACT.size
     weight = 0 if weights is None else int(weights.sum())
+    noise = -1.0
+    if limits.noise is not None and weights is not None:
+        noise = (limits.noise / 100) ** 2 * float((weights * EXACT**2).sum()) * (1 + 1e-12)
     variance, square = -1.0, -1
     if limits.std is not None:
         variance = (limits.std / 100 * FULL * pairs) ** 2 * (1 + 1e-12)
@@ -202,4 +214,5 @@ def _sums(limits: Limits, weights: NDArray[np.int32] | None) -> SumLimits:
             square = math.floor((limits.std**2 + min(means) ** 2) * (FULL / 100) ** 2 * pairs * (1 + 1e-12))
     return SumLimits(absolute=total(limits.mae, pairs), worst=total(limits.wce, 1), square=square,
                      bias=total(limits.bias, pairs), weighted=total(limits.weighted_mae, weight),
-                     weighted_bias=total(limits.weighted_bias, weight), zero=int(limits.zero), variance=variance)
+                     weighted_bias=total(limits.weighted_bias, weight), zero=int(limits.zero),
+                     variance=variance, noise=noise)

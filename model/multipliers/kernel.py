@@ -26,7 +26,7 @@ class SumLimits(ctypes.Structure):
     """
 
     _fields_ = [(name, ctypes.c_int64) for name in ("absolute", "worst", "square", "bias", "weighted", "weighted_bias")]
-    _fields_ += [("zero", ctypes.c_int64), ("variance", ctypes.c_double)]
+    _fields_ += [("zero", ctypes.c_int64), ("variance", ctypes.c_double), ("noise", ctypes.c_double)]
 
 
 class Kernel:
