@@ -11,7 +11,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 BOUNDARY = 4096  # bytes that no burst may cross
-ID = 1  # bits of a transaction's number
+ID = 2  # bits of a transaction's number
 
 
 class Response(enum.IntEnum):

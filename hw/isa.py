@@ -28,6 +28,9 @@ class Opcode(enum.IntEnum):
     COUNTERS = 5  # performance counters to the output stream
     FETCH = 6  # ask for weights, and go on: they come while other descriptors run
     ADD = 7  # sums of two tensors' values
+    STORE = 8  # activations to external memory; over when they are there
+    LOAD = 9  # ask for activations from external memory, and go on: they come while other descriptors run
+    WAIT = 10  # until everything that LOADs asked for is in the activation memory
 
 
 REQUANTIZE = data.StructLayout(
@@ -161,6 +164,9 @@ EMIT = data.StructLayout(
 
 FETCH = data.StructLayout({"opcode": 4, "address": 32, "words": ADDRESS})  # bytes from the weights' base; array words
 
+# `count` bytes between `base` in the activation memory and `address`, bytes from where the spilled activations begin.
+TRANSFER = data.StructLayout({"opcode": 4, "base": ADDRESS, "count": ADDRESS, "address": 32})
+
 LAYOUTS = {
     Opcode.HALT: data.StructLayout({"opcode": 4}),
     Opcode.MATMUL: MATMUL,
@@ -170,6 +176,9 @@ LAYOUTS = {
     Opcode.COUNTERS: EMIT,
     Opcode.FETCH: FETCH,
     Opcode.ADD: ADD,
+    Opcode.STORE: TRANSFER,
+    Opcode.LOAD: TRANSFER,
+    Opcode.WAIT: data.StructLayout({"opcode": 4}),
 }
 BITS = max(layout.size for layout in LAYOUTS.values())
 WORDS = -(-BITS // WORD_BITS)
@@ -195,9 +204,12 @@ COUNTERS = (
     "softmax_cycles",
     "add_cycles",
     "emit_cycles",
+    "store_cycles",
     "fetch_cycles",
     "output_stalls",
     "weight_stalls",
+    "load_stalls",
+    "store_stalls",
     "busy_pe_cycles",
 )
 

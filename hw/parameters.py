@@ -48,7 +48,7 @@ class Parameters:
     4 to 64. `kinds` are the multipliers that every PE holds; a layer program selects one per operation. `affine` adds
     the exact zero-point corrections of the affine format (docs/numerics.md) to every column. `split` lets the upper and
     the lower half of the rows make sums of their own, for votes of capsules half as long as a column. `batch` images
-    share every fetch of weights.
+    share every fetch of weights. With `spill`, activations can be stored in external memory and loaded again.
     """
 
     kinds: tuple[MultiplierKind, ...]
@@ -59,6 +59,7 @@ class Parameters:
     padding: bool = False
     shared_kernels: bool = False
     adder: bool = False
+    spill: bool = False
     batch: int = 1
     bus_bits: int = 128  # of the stream of weights; a divisor of an array word
     activation_bytes: int = 8192  # activations, logits, coupling coefficients, capsules

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from amaranth.lib import data
 
 IDENTITY = 0x5244434E  # "RDCN"
-VERSION = 1
+VERSION = 2
 ADDRESS_BITS = 8  # of the AXI4-Lite bus
 
 
@@ -30,6 +30,8 @@ class Cause(enum.IntEnum):
     WEIGHTS_READ = 2  # ... a read of weights
     RESULTS_WRITE = 3  # ... a write of results
     RESULTS_OVERFLOW = 4  # the results are longer than RESULTS_SIZE
+    ACTIVATIONS_READ = 5  # the memory answered a read of spilled activations with an error
+    ACTIVATIONS_WRITE = 6  # ... a write of them
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,11 @@ MAP = (
     Register("COMMAND_STALLS", 0x60, Access.READ, "cycles in which the accelerator waited for commands", width=64),
     Register("WEIGHT_STALLS", 0x68, Access.READ, "cycles in which it waited for weights it had asked for", width=64),
     Register("RESULT_STALLS", 0x70, Access.READ, "cycles in which it waited to hand over results", width=64),
+    Register("ACTIVATIONS_BASE", 0x78, Access.WRITE, "where there is room for activations that are spilled: "
+             "`spill_bytes` in accelerator.json; zero where the accelerator spills none", width=64),
 )  # fmt: skip
 REGISTERS = {register.name: register for register in MAP}
-BUS_ADDRESSES = ("COMMANDS_ADDRESS", "WEIGHTS_BASE", "RESULTS_ADDRESS")
+BUS_ADDRESSES = ("COMMANDS_ADDRESS", "WEIGHTS_BASE", "RESULTS_ADDRESS", "ACTIVATIONS_BASE")
 COUNTERS = ("CYCLES", "BYTES_READ", "BYTES_WRITTEN", "COMMAND_STALLS", "WEIGHT_STALLS", "RESULT_STALLS")
 
 
@@ -142,11 +146,11 @@ def page() -> str:
         "",
         "## A run",
         "",
-        "1. Put commands and weights into memory, and make room for the results. Addresses are multiples of",
-        "   SIZES.BUS_BYTES. Commands are packets as in [hardware.md](hardware.md#streams), one after the other: the",
-        "   program's, or for one or more images the codes and a START each.",
-        "2. Write COMMANDS_ADDRESS, COMMANDS_BEATS, WEIGHTS_BASE, RESULTS_ADDRESS, RESULTS_SIZE, IRQ_ENABLE; then",
-        "   CONTROL.START.",
+        "1. Put commands and weights into memory, and make room for the results and for spilled activations. Addresses",
+        "   are multiples of SIZES.BUS_BYTES. Commands are packets as in [hardware.md](hardware.md#streams), one after",
+        "   the other: the program's, or for one or more images the codes and a START each.",
+        "2. Write COMMANDS_ADDRESS, COMMANDS_BEATS, WEIGHTS_BASE, RESULTS_ADDRESS, RESULTS_SIZE, ACTIVATIONS_BASE,",
+        "   IRQ_ENABLE; then CONTROL.START.",
         "3. Wait for `irq`, or read STATUS until BUSY falls. Clear IRQ_STATUS.",
         "4. RESULTS_WRITTEN bytes of packets lie at RESULTS_ADDRESS. Each begins with its header, which says how many",
         "   bytes follow, filled up to whole words; the next packet comes right after it.",

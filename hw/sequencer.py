@@ -17,15 +17,17 @@ REQUEST = data.StructLayout({"address": 32, "words": isa.ADDRESS})  # of weights
 def units(parameters: Parameters) -> tuple[isa.Opcode, ...]:
     """The opcodes of the units that there are; COUNTERS is the emitter's, too."""
     always = isa.Opcode.MATMUL, isa.Opcode.SQUASH, isa.Opcode.SOFTMAX, isa.Opcode.EMIT
-    return (*always, isa.Opcode.ADD) if parameters.adder else always
+    optional = {isa.Opcode.ADD: parameters.adder, isa.Opcode.STORE: parameters.spill}
+    return (*always, *(opcode for opcode, there in optional.items() if there))
 
 
 class Sequencer(wiring.Component):
     """From `start` at `entry` until a HALT: fetch a descriptor (one word a cycle), start its unit, wait for `done`.
 
     `running` is high from the cycle after `start` until the HALT; `active` is the unit at work (one-hot, in the order
-    of `units`). A FETCH hands its request to `requests` and goes on as soon as that is taken. An unknown opcode halts,
-    too. Fetching a descriptor costs WORDS + 2 cycles.
+    of `units`). A FETCH hands its request to `requests`, a LOAD itself to `loads`, and goes on as soon as that is
+    taken; a WAIT goes on when nothing is `loading`. `stalled` are the cycles in which the latter two are held up. An
+    unknown opcode halts, too. Fetching a descriptor costs WORDS + 2 cycles.
     """
 
     start: Signal
@@ -36,12 +38,15 @@ class Sequencer(wiring.Component):
     program_data: Signal
     descriptor: Signal
     requests: stream.Interface
+    loads: stream.Interface
+    loading: Signal
+    stalled: Signal
     unit_start: Signal
     unit_done: Signal
     active: Signal
 
     def __init__(self, parameters: Parameters) -> None:
-        self._units = units(parameters)
+        self._units, self._spill = units(parameters), parameters.spill
         count = len(self._units)
         super().__init__(
             {
@@ -53,6 +58,9 @@ class Sequencer(wiring.Component):
                 "program_data": In(32),
                 "descriptor": Out(isa.WORDS * isa.WORD_BITS),
                 "requests": Out(stream.Signature(REQUEST)),
+                "loads": Out(stream.Signature(isa.TRANSFER)),
+                "loading": In(1),
+                "stalled": Out(1),
                 "unit_start": Out(count),
                 "unit_done": In(count),
                 "active": Out(count),
@@ -70,6 +78,7 @@ class Sequencer(wiring.Component):
             self.program_address.eq(address),
             self.requests.payload.address.eq(fetch.address),
             self.requests.payload.words.eq(fetch.words),
+            self.loads.payload.eq(self.descriptor[: isa.TRANSFER.size]),
         ]
         with m.FSM() as fsm:
             with m.State("IDLE"), m.If(self.start):
@@ -93,6 +102,17 @@ class Sequencer(wiring.Component):
                         with m.If(self.requests.ready):
                             m.d.sync += word.eq(0)
                             m.next = "FETCH"
+                    if self._spill:
+                        with m.Case(isa.Opcode.LOAD):
+                            m.d.comb += [self.loads.valid.eq(1), self.stalled.eq(~self.loads.ready)]
+                            with m.If(self.loads.ready):
+                                m.d.sync += word.eq(0)
+                                m.next = "FETCH"
+                        with m.Case(isa.Opcode.WAIT):
+                            m.d.comb += self.stalled.eq(self.loading)
+                            with m.If(~self.loading):
+                                m.d.sync += word.eq(0)
+                                m.next = "FETCH"
                     for index, unit in enumerate(self._units):
                         with m.Case(unit, *([isa.Opcode.COUNTERS] if unit == isa.Opcode.EMIT else [])):
                             m.d.comb += self.unit_start[index].eq(1)

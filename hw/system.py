@@ -36,13 +36,15 @@ def check_sizes(bus_bits: int, word_bytes: int, address_bits: int, burst: int, o
 class System(wiring.Component):
     """`core` between an AXI4-Lite slave `s_axi` (`hw.registers`) and an AXI4 master `m_axi`, with the interrupt `irq`.
 
-    `core` has the ports of `hw.accelerator.Accelerator`: the streams s_axis, m_axis, w_request and w_axis, and `busy`.
+    `core` has the ports of `hw.accelerator.Accelerator`: the streams s_axis, m_axis, w_request and w_axis, and `busy`;
+    those of spilled activations as well, or none of them.
     From the cycle after it took a START until its last result has been handed over, `busy` is high or
     `s_axis_tready` low. `word_bytes` are the bytes of a word of weights (rows x columns). Bursts have up to `burst`
     beats (a power of two, at most 4 KiB); up to `burst` * `outstanding` beats of weights are under way, see
     `hw.axi_read.BurstReader` for the latency that they hide.
 
-    Weights and commands come by bursts of different IDs, whose data may be interleaved.
+    Commands, weights and activations come by bursts of different IDs, whose data may be interleaved; results and
+    activations go by such.
 
     Raises RedcaneError as `check_sizes` does.
     """
@@ -54,9 +56,10 @@ class System(wiring.Component):
         bus_bytes = bus_bits // 8
         check_sizes(bus_bits, word_bytes, address_bits, burst, outstanding)
         self._core, self._bus_bytes, self._word_bytes, self._address_bits = core, bus_bytes, word_bytes, address_bits
-        self._dma = Dma(bus_bits, word_bytes, address_bits, burst, outstanding)
-        addresses = (1 << address_bits) - bus_bytes
-        self._registers = RegisterFile(dict.fromkeys(registers.BUS_ADDRESSES, addresses) | {"RESULTS_SIZE": -4})
+        spill = "l_axis_tdata" in core.signature.members
+        self._dma = Dma(bus_bits, word_bytes, address_bits, burst, outstanding, spill)
+        masks = dict.fromkeys(registers.BUS_ADDRESSES, (1 << address_bits) - bus_bytes) | {"RESULTS_SIZE": -4}
+        self._registers = RegisterFile(masks | ({} if spill else {"ACTIVATIONS_BASE": 0}))
         self._master = axi.master_channels(address_bits, bus_bits)
         self._slave = axi.lite_channels(registers.ADDRESS_BITS)
         self._constants = axi.master_constants(bus_bits)
@@ -105,6 +108,25 @@ class System(wiring.Component):
         ]
 
         shift = self._bus_bytes.bit_length() - 1
+        if dma.spill:
+            for stream, port in ((dma.load_requests, "l_request"), (dma.store_requests, "o_request")):
+                m.d.comb += [
+                    stream.payload.eq(getattr(core, f"{port}_tdata")),
+                    stream.valid.eq(getattr(core, f"{port}_tvalid")),
+                    getattr(core, f"{port}_tready").eq(stream.ready),
+                ]
+            m.d.comb += [
+                core.l_axis_tdata.eq(dma.loads.payload),
+                core.l_axis_tvalid.eq(dma.loads.valid),
+                dma.loads.ready.eq(core.l_axis_tready),
+                dma.stores.payload.data.eq(core.o_axis_tdata),
+                dma.stores.payload.strobes.eq(core.o_axis_tstrb),
+                dma.stores.valid.eq(core.o_axis_tvalid),
+                core.o_axis_tready.eq(dma.stores.ready),
+                core.o_response_tvalid.eq(dma.store_responses.valid),
+                dma.store_responses.ready.eq(core.o_response_tready),
+                dma.activations_beat.eq(regs.activations_base.value >> shift),
+            ]
         m.d.comb += [
             dma.commands_beat.eq(regs.commands_address.value >> shift),
             dma.commands_count.eq(regs.commands_beats.value),

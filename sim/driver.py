@@ -34,6 +34,7 @@ class Run:
     weights_base: int
     results_address: int
     results_size: int  # bytes
+    activations_base: int = 0  # of those that the accelerator spills
 
 
 class Driver:

@@ -11,8 +11,8 @@ module system_bench #(
     input s_axi_arvalid, output s_axi_arready, input [7:0] s_axi_araddr,
     output s_axi_rvalid, input s_axi_rready, output [31:0] s_axi_rdata, output [1:0] s_axi_rresp
 );
-    wire arvalid, arready, arid, rvalid, rready, rid, rlast, awvalid, awready, awid;
-    wire wvalid, wready, wlast, bvalid, bready, bid;
+    wire arvalid, arready, rvalid, rready, rlast, awvalid, awready, wvalid, wready, wlast, bvalid, bready;
+    wire [1:0] arid, rid, awid, bid;
     wire [ADDRESS-1:0] araddr, awaddr;
     wire [7:0] arlen, awlen;
     wire [2:0] arsize, awsize, arprot, awprot;

@@ -14,6 +14,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.axi_lite import RegisterFile
 from hw.axi_read import BurstReader, Narrower, ReadArbiter
+from hw.axi_store import BeatWriter, WriteArbiter
 from hw.axi_write import BurstWriter
 from model.yosys import YosysError, run_yosys
 
@@ -84,9 +85,11 @@ def prove(component: wiring.Component, folder: Path, taken: tuple[str, ...] = ()
         (lambda: ReadArbiter(32, 14, 2), ("r_0", "r_1")),  # as BurstReader does
         (lambda: Narrower(64), ()),
         (lambda: BurstWriter(64, 14, 2), ()),
+        (lambda: BeatWriter(64, 14, 2, 1), ()),
+        (lambda: WriteArbiter(32, 14), ()),
         (lambda: RegisterFile({}), ()),
     ],
-    ids=["reader", "arbiter", "narrower", "writer", "registers"],
+    ids=["reader", "arbiter", "narrower", "writer", "beats", "writes", "registers"],
 )
 def test_offers_stay(unit: Any, taken: tuple[str, ...], tmp_path: Path) -> None:
     assert "Induction step proven: SUCCESS!" in prove(unit(), tmp_path, taken)

@@ -151,7 +151,7 @@ def test_errors_are_told_and_reset_helps(tmp_path: Path) -> None:
 def test_registers_are_what_their_page_says(tmp_path: Path) -> None:
     bench = Bench(tmp_path, 64, 64, 5, burst=8, outstanding=4)
     addresses = dict.fromkeys(registers.BUS_ADDRESSES, 2**32 - 8)
-    masks = addresses | {"RESULTS_SIZE": 2**32 - 4, "COMMANDS_BEATS": 2**32 - 1, "IRQ_ENABLE": 3}
+    masks = addresses | {"RESULTS_SIZE": 2**32 - 4, "COMMANDS_BEATS": 2**32 - 1, "IRQ_ENABLE": 3, "ACTIVATIONS_BASE": 0}
     job = {"seed": SEED, "sizes": {"bus_bytes": 8, "address_bits": 32, "word_bytes": 64}, "masks": masks}
     told = simulate([bench.source], "system", "tests.bench_registers", job, SEED, tmp_path)
     assert told["registers"] == sum(register.words for register in registers.MAP)
