@@ -86,7 +86,7 @@ class Accelerator(wiring.Component):
             at_work[isa.Opcode.STORE] = store
         order = units(p)
         active = {opcode: sequencer.active[index] for index, opcode in enumerate(order)}
-        m.submodules.activations = activations = VectorMemory(p.lanes, p.activation_bytes)
+        m.submodules.activations = activations = VectorMemory(p.lanes, p.activation_bytes, p.row_ends)
         m.submodules.votes = votes = VoteMemory(p.square, p.vote_words)
 
         m.submodules.program = program = Bank(32, p.program_words)
@@ -180,6 +180,10 @@ class Accelerator(wiring.Component):
                             write.write_data.as_value().eq(matmul.write_data.as_value()),
                             write.write_mask.eq(matmul.write_mask),
                         ]
+                        if p.row_ends:
+                            m.d.comb += activations.read_jump.eq(matmul.read_jump)
+                        for k in range(p.row_ends):
+                            m.d.comb += activations.read_behind[k].eq(matmul.read_behind[k])
                     elif opcode not in (isa.Opcode.EMIT, isa.Opcode.STORE):
                         m.d.comb += [
                             write.write_enable.eq(unit.write_enable),

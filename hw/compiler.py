@@ -14,15 +14,19 @@ from hw.assembler import Assembler
 from hw.convolution import convolution
 from hw.layout import Layout
 from hw.linker import link
+from hw.mapping import NetworkMapping, map_network
 from hw.parameters import MultiplierKind, Parameters, Size
 from hw.program import Program, Region
-from hw.routing import class_capsules, conv_capsules_3d, splits
+from hw.routing import class_capsules, conv_capsules_3d
 from model.errors import RedcaneError
 from model.qnetwork import Layer, QAdd, QClassCaps, QConvCaps, QConvCaps3D, QNetwork, QPrimaryCaps, convolution_of
 
 
-def compile_network(network: QNetwork, kinds: tuple[MultiplierKind, ...], size: Size) -> Program:
-    """Compile a network for an accelerator of this size whose PEs hold the multipliers `kinds`.
+def compile_network(
+    network: QNetwork, kinds: tuple[MultiplierKind, ...], size: Size, mapping: NetworkMapping | None = None
+) -> Program:
+    """Compile a network for an accelerator of this size whose PEs hold the multipliers `kinds`; it lies on the array as
+    the mapping says, which is the best one unless told.
 
     Raises RedcaneError when the network does not fit or names a multiplier that the PEs lack.
     """
@@ -33,13 +37,15 @@ def compile_network(network: QNetwork, kinds: tuple[MultiplierKind, ...], size: 
                 f"{key}: its multiplier {product.component!r} is not in the PEs ({', '.join(sorted(held))})"
             )
     parameters = _parameters(network, kinds, size)
+    mapping = mapping or map_network(network, parameters)
+    parameters = replace(parameters, split=mapping.split, row_ends=mapping.row_ends)
     to = Assembler(parameters, Layout(parameters))
-    image = to.layout.place(network.image, network.input)
+    image = to.layout.place(network.image, network.input, mapping.pitches.get("input", 0))
     to.emit("input", image)
     outputs = {"input": image}  # of layers, by their boundaries
     unread = {layer.output: sources for layer, sources in network.sources()}  # of the layers to come, what they read
     for layer, sources in network.sources():
-        outputs[layer.output] = _layer(to, layer, [outputs[source] for source in sources])
+        outputs[layer.output] = _layer(to, layer, [outputs[source] for source in sources], mapping)
         to.counters()
         del unread[layer.output]
         wanted = {source for read in unread.values() for source in read} | {layer.output}
@@ -52,14 +58,13 @@ def compile_network(network: QNetwork, kinds: tuple[MultiplierKind, ...], size: 
 
 
 def _parameters(network: QNetwork, kinds: tuple[MultiplierKind, ...], size: Size) -> Parameters:
-    """What the network needs of an accelerator, but for the memories."""
+    """What the network needs of an accelerator, but for the memories, and what depends on how it lies on the array."""
     convolutions = [conv for _, conv in map(convolution_of, network.layers) if conv]
     return Parameters(
         kinds,
         size.rows,
         size.columns,
         affine=any(p.format == "affine" for _, p, _ in network.products()),
-        split=any(isinstance(layer, QClassCaps) and splits(layer, size.rows) for layer in network.layers),
         padding=any(conv.padding for conv in convolutions),
         shared_kernels=any(isinstance(layer, QConvCaps3D) for layer in network.layers),
         adder=any(isinstance(layer, QAdd) for layer in network.layers),
@@ -69,10 +74,10 @@ def _parameters(network: QNetwork, kinds: tuple[MultiplierKind, ...], size: Size
     )
 
 
-def _layer(to: Assembler, layer: Layer, sources: list[Region]) -> Region:
+def _layer(to: Assembler, layer: Layer, sources: list[Region], mapping: NetworkMapping) -> Region:
     """The steps of a layer that reads these tensors; where its output lies."""
     if isinstance(layer, QClassCaps):
-        return class_capsules(to, layer, sources)
+        return class_capsules(to, layer, sources, mapping.chosen[layer.name].split)
     if isinstance(layer, QConvCaps3D):
         return conv_capsules_3d(to, layer, sources[0])
     if isinstance(layer, QAdd):
@@ -82,7 +87,8 @@ def _layer(to: Assembler, layer: Layer, sources: list[Region]) -> Region:
         to.emit(f"{layer.name}.add", out)
         return out
     to.label = f"{layer.name}.mac"
-    maps = convolution(to, layer.conv, sources[0])
+    pitch = mapping.pitches.get(layer.output, 0)
+    maps = convolution(to, layer.conv, sources[0], mapping.convolution(layer.name), pitch)
     to.emit(f"{layer.name}.mac", maps)
     if not isinstance(layer, QPrimaryCaps):
         return maps

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.assembler import MAX_PIXELS, Assembler
+from hw.assembler import Assembler
 from hw.isa import ADDRESS
 from hw.parameters import Parameters
 from hw.program import Region, to_bytes
@@ -39,10 +40,34 @@ class Stripe:
     rows: int
 
 
-def stripes(batch: int, height: int, width: int) -> list[Stripe]:
-    """All output pixels of a batch as stripes that the accumulators hold: of all images, and as many rows as fit."""
-    rows = max(1, min(height, MAX_PIXELS // (width * batch)))
-    return [Stripe(0, batch, top, min(rows, height - top)) for top in range(0, height, rows)]
+@dataclass(frozen=True)
+class Mapping:
+    """How a convolution lies on the array."""
+
+    packed: bool  # its sums are packed, see hw.packing; else a word of weights is a stretch of one row of the kernel
+    images: int  # of a stripe, at most
+    rows: int  # of the output, at most
+
+
+def stripes(mapping: Mapping, batch: int, height: int) -> list[Stripe]:
+    """All output pixels of a batch in as few stripes as the mapping allows, as equal as they can be."""
+    return [
+        Stripe(image, images, top, rows)
+        for image, images in _shares(batch, mapping.images)
+        for top, rows in _shares(height, mapping.rows)
+    ]
+
+
+def share(count: int, most: int) -> int:
+    """The largest of the fewest equal shares of so many that have at most `most` each."""
+    return -(-count // -(-count // most))
+
+
+def _shares(count: int, most: int) -> list[tuple[int, int]]:
+    """Where each of these shares begins, and its size."""
+    shares = -(-count // most)
+    begins = [number * count // shares for number in range(shares + 1)]
+    return [(begin, end - begin) for begin, end in pairwise(begins)]
 
 
 def output_shape(conv: QConv, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -57,26 +82,33 @@ def output_shape(conv: QConv, shape: tuple[int, ...]) -> tuple[int, int, int]:
 class Kernel:
     """Where the weights and the bias of a convolution lie."""
 
+    packed: bool
     weights: tuple[int, int]  # array words: the first, and how many
     bias: dict[str, int]  # fields of a job
 
 
-def place_kernel(to: Assembler, conv: QConv) -> Kernel:
+def segments(conv: QConv, packed: bool) -> tuple[int, int]:
+    """Into how many segments, and of how many terms, its words divide a kernel."""
+    _, kh, kw, cin = conv.weights.shape
+    return (1, kh * kw * cin) if packed else (kh, kw * cin)
+
+
+def place_kernel(to: Assembler, conv: QConv, packed: bool) -> Kernel:
     """Lay out the weights in the order of their use: block by block of columns, then row by row of the kernel."""
-    p = to.p
-    cout, kh, kw, cin = conv.weights.shape
-    weights = to.layout.weights(kernel_words(p, conv.mac.b, conv.weights.reshape(cout, kh, kw * cin)))
+    p, cout = to.p, len(conv.weights)
+    weights = to.layout.weights(kernel_words(p, conv.mac.b, conv.weights.reshape(cout, *segments(conv, packed))))
     bias = np.zeros((-(-cout // p.columns), p.columns), np.int32)
     bias.reshape(-1)[:cout] = conv.bias
-    return Kernel(weights, to.layout.biases(bias))
+    return Kernel(packed, weights, to.layout.biases(bias))
 
 
-def convolution(to: Assembler, conv: QConv, here: Region) -> Region:
-    """A convolution of maps (H, W, C), or of capsules (H, W, types, dim) taken as such, into a new region of maps."""
-    height, width, cout = output_shape(conv, here.shape)
-    out = to.layout.place((height, width, cout), conv.mac.out)
-    kernel = place_kernel(to, conv)
-    for stripe in stripes(to.p.batch, height, width):
+def convolution(to: Assembler, conv: QConv, here: Region, mapping: Mapping, pitch: int = 0) -> Region:
+    """A convolution of maps (H, W, C), or of capsules (H, W, types, dim) taken as such, into a new region of maps, its
+    rows `pitch` bytes apart or else without a gap.
+    """
+    out = to.layout.place(output_shape(conv, here.shape), conv.mac.out, pitch)
+    kernel = place_kernel(to, conv, mapping.packed)
+    for stripe in stripes(mapping, to.p.batch, out.shape[0]):
         convolve(to, conv, kernel, stripe, here, out)
     return out
 
@@ -84,16 +116,17 @@ def convolution(to: Assembler, conv: QConv, here: Region) -> Region:
 def convolve(to: Assembler, conv: QConv, kernel: Kernel, stripe: Stripe, here: Region, out: Region) -> None:
     """The job that computes one stripe of the output `out` from the input `here`."""
     p = to.p
-    cout, kh, kw, cin = conv.weights.shape
-    segment = kw * cin  # contiguous in memory: channels last
+    cout, _, kw, cin = conv.weights.shape
+    count, segment = segments(conv, kernel.packed)
     chunks, blocks = -(-segment // p.rows), -(-cout // p.columns)
-    row_bytes = here.row_bytes
+    row_bytes, run = here.row_bytes, kw * cin  # contiguous in memory: channels last
     x, y = -conv.padding * cin, (stripe.top * conv.stride - conv.padding) * row_bytes
     to.matmul(
         conv.mac,
         kernel.weights,
+        packed=int(kernel.packed),
         blocks=blocks,
-        segments=kh,
+        segments=count,
         chunks=chunks,
         images=stripe.images,
         rows=stripe.rows,
@@ -103,7 +136,8 @@ def convolve(to: Assembler, conv: QConv, kernel: Kernel, stripe: Stripe, here: R
         columns=p.columns,
         last_columns=cout - (blocks - 1) * p.columns,
         a_base=(here.base + stripe.image * here.size + x + y) % (1 << ADDRESS),
-        a_segment=row_bytes,
+        a_segment=(row_bytes - run * kernel.packed) % (1 << ADDRESS),
+        a_window=run * kernel.packed,
         a_chunk=p.rows,
         a_image=here.size,
         a_row=conv.stride * row_bytes,

@@ -48,6 +48,8 @@ BOUNDS = data.StructLayout({"x": signed(OFFSET), "columns": OFFSET, "y": signed(
 # One loop nest of sums: for group, block (of columns), segment, window and chunk (of the sum), image, row and col (of
 # output pixels). A sum runs over segments x windows x chunks; a chunk is one vector of lanes, the last of a window may
 # be shorter. Without `b_votes` the nest takes a word of weights for every chunk and uses it for all images, rows, cols.
+# With `packed` there is one segment of one window, the whole kernel: `a_window` is the length of its rows in bytes, and
+# `a_segment`, a multiple of the memory's lanes, how far A jumps at the end of each.
 MATMUL = data.StructLayout(
     {
         "opcode": 4,
@@ -60,6 +62,7 @@ MATMUL = data.StructLayout(
         "to_votes": 1,  # results go to the vote memory
         "split": 1,  # the halves of the rows make sums of their own, for two lanes of a vote word
         "by_type": 1,  # a col is an input capsule, and takes the next lane of a vote word, not a group
+        "packed": 1,  # a chunk goes on in the next row of the kernel, see below
         "has_bias": 1,
         "za": 8,
         "zb": 8,

@@ -14,6 +14,7 @@ from hw import isa
 from hw.array import Array
 from hw.loops import EVERY, LEVELS, LoopAddress, LoopNest
 from hw.memory import Bank
+from hw.packing import RUN, RowEnds, times
 from hw.parameters import Parameters
 from hw.requantizer import Requantizer, saturate, wire
 
@@ -40,6 +41,8 @@ class MatmulEngine(wiring.Component):
     With `split`, rows hold the elements of two input capsules and their weights, and each column makes two votes a
     step; sums then are of one chunk and without bias, so the second one needs no accumulator.
 
+    With `parameters.row_ends`, sums may be packed (`hw.packing`): their vectors go on in the next rows of a kernel.
+
     With `parameters.padding`, lanes outside of the job's image (`hw.isa.BOUNDS`) read as the code of zero, which is the
     zero point `za` of A: no memory holds the padding.
     """
@@ -48,6 +51,8 @@ class MatmulEngine(wiring.Component):
     start: Signal
     done: Signal
     read_address: Signal
+    read_jump: Signal
+    read_behind: data.View
     read_data: data.View
     weights_available: Signal
     weights_next: Signal
@@ -69,8 +74,10 @@ class MatmulEngine(wiring.Component):
 
     def __init__(self, parameters: Parameters) -> None:
         p = self._parameters = parameters
+        apart = {"read_jump": Out(isa.ADDRESS), "read_behind": Out(data.ArrayLayout(p.rows, p.row_ends))}
         super().__init__(
-            {
+            (apart if p.row_ends else {})
+            | {
                 "config": In(isa.MATMUL),
                 "start": In(1),
                 "done": Out(1),
@@ -153,8 +160,24 @@ class MatmulEngine(wiring.Component):
             m.d.sync += [pixel.eq(0), bias.eq(config.bias_base), lane.eq(config.lane)]
         hold = config.to_votes & (lane != Mux(config.split, p.square - 2, p.square - 1))
 
+        # Behind the end of a row of the kernel, lanes jump to the next one, and later chunks begin there.
+        jump, run = config.a_segment, config.a_window[:RUN]
+        jumped: Any = 0
+        ended: Any = 0  # bytes of the rows that have ended
+        if p.row_ends:
+            m.submodules.row_ends = ends = RowEnds(p.rows, p.row_ends)
+            jumped, ended = times(m, ends.ended, jump), times(m, ends.ended, run)
+            m.d.comb += [
+                ends.start.eq(self.start),
+                ends.advance.eq(nest.advance),
+                ends.packed.eq(config.packed),
+                ends.run.eq(run),
+                self.read_jump.eq(jump),
+                self.read_behind.eq(ends.behind),
+            ]
+
         a_address = address("a", config.a_base, {
-            GROUP: config.a_group, SEGMENT: config.a_segment, WINDOW: config.a_window, CHUNK: config.a_chunk,
+            GROUP: config.a_group, SEGMENT: config.a_segment, WINDOW: config.a_window, CHUNK: config.a_chunk + jumped,
             IMAGE: config.a_image, ROW: config.a_row, COL: config.a_col,
         })  # fmt: skip
         votes = config.b.votes
@@ -166,14 +189,19 @@ class MatmulEngine(wiring.Component):
         if p.padding:
             bounds = config.b.bounds
             y_strides = {SEGMENT: config.a_segment, ROW: config.a_row}
-            x_strides = {WINDOW: config.a_window, CHUNK: config.a_chunk, COL: config.a_col}
+            if p.row_ends:
+                y_strides[CHUNK] = jumped + ended
+            x_strides = {WINDOW: config.a_window, CHUNK: config.a_chunk - ended, COL: config.a_col}
             y = address("y", bounds.y, y_strides)
             x = address("x", bounds.x, x_strides, isa.OFFSET).as_signed()
-            begin, end = (wire(m, saturate(m, edge - x, 0, p.rows)) for edge in (0, bounds.columns))
-            is_row = config.b_votes | (y < bounds.rows)  # y below zero is a large one
-            m.d.comb += step.inside.eq(
-                Cat(is_row & (config.b_votes | (index >= begin) & (index < end)) for index in range(p.rows))
-            )
+            inside: Any = 0
+            for k in range(p.row_ends + 1):  # of the lanes behind k ends of rows
+                begin, end = (wire(m, saturate(m, edge + k * run - x, 0, p.rows)) for edge in (0, bounds.columns))
+                here = wire(m, (y + k * (jump + run))[: isa.ADDRESS])
+                is_row = here < bounds.rows  # y below zero is a large one
+                held = Cat(is_row & (index >= begin) & (index < end) for index in range(p.rows))
+                inside = ends.behind[k - 1] & held | ~ends.behind[k - 1] & inside if k else held
+            m.d.comb += step.inside.eq(inside | config.b_votes.replicate(p.rows))
         lanes = Mux(nest.last[CHUNK], config.last_lanes, config.lanes)
         columns = Mux(nest.last[BLOCK], config.last_columns, config.columns)
         m.d.comb += [

@@ -61,6 +61,10 @@ class VectorMemory(wiring.Component):
     banks: the first few banks are addressed one word further, and the vector is rotated on its way. Addresses wrap at
     `depth`, which is `bytes` rounded up to a power of two (and at least two words a bank).
 
+    With `jumps` the lanes read may lie apart: lane l comes from `read_address` + l, and `read_jump` further for each of
+    the masks `read_behind` that has its bit; a mask holds no lane that the one before it lacks. The jump is a multiple
+    of `lanes`, so the lanes stay in different banks (`hw.packing`).
+
     `read_data` is valid one cycle after `read_address` was driven. Only lanes whose bit of `write_mask` is set are
     written. A read sees what earlier cycles wrote; in the very cycle of the write it still sees the old byte.
 
@@ -68,16 +72,19 @@ class VectorMemory(wiring.Component):
     """
 
     read_address: Signal
+    read_jump: Signal
+    read_behind: data.View
     read_data: data.View
     write_enable: Signal
     write_address: Signal
     write_data: data.View
     write_mask: Signal
 
-    def __init__(self, lanes: int, bytes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, lanes: int, bytes: int, jumps: int = 0) -> None:
+        self.lanes, self._jumps = lanes, jumps
         self.depth = 1 << ceil_log2(max(bytes, 2 * lanes))
-        super().__init__({
+        apart = {"read_jump": In(ceil_log2(self.depth)), "read_behind": In(data.ArrayLayout(lanes, jumps))}
+        super().__init__((apart if jumps else {}) | {
             "read_address": In(ceil_log2(self.depth)),
             "read_data": Out(data.ArrayLayout(8, lanes)),
             "write_enable": In(1),
@@ -97,15 +104,22 @@ class VectorMemory(wiring.Component):
         backwards = (-self.write_address[:select]).as_unsigned()[:select]
         write_data = rotate_right(m, self.write_data.as_value(), backwards, 8)
         write_mask = rotate_right(m, self.write_mask, backwards, 1)
+        read_backwards = (-self.read_address[:select]).as_unsigned()[:select]
+        behind = [rotate_right(m, self.read_behind[k], read_backwards, 1) for k in range(self._jumps)]
+        further = []  # the vector's words behind the first, second, ... jump
+        for k in range(self._jumps):
+            further.append(word := Signal(range(words), name=f"word_{k + 1}"))
+            m.d.comb += word.eq(self.read_address[select:] + (k + 1) * self.read_jump[select:])
 
         read_bytes = []
         for bank in range(self.lanes):
             m.submodules[f"bank_{bank}"] = memory = Bank(8, words)
-            for bank_address, address in (
-                (memory.read_address, self.read_address),
-                (memory.write_address, self.write_address),
-            ):
-                m.d.comb += bank_address.eq(address[select:] + (bank < address[:select]))
+            read_word: Value = self.read_address[select:]
+            for mask, word in zip(behind, further, strict=True):
+                read_word = Mux(mask[bank], word, read_word)
+            m.d.comb += memory.read_address.eq(read_word + (bank < self.read_address[:select]))
+            write_word = self.write_address[select:]
+            m.d.comb += memory.write_address.eq(write_word + (bank < self.write_address[:select]))
             m.d.comb += memory.write_data.eq(write_data[8 * bank : 8 * bank + 8])
             m.d.comb += memory.write_enable.eq(self.write_enable & write_mask[bank])
             read_bytes.append(memory.read_data)

@@ -60,6 +60,7 @@ class Parameters:
     shared_kernels: bool = False
     adder: bool = False
     spill: bool = False
+    row_ends: int = 0  # of a kernel, that packed sums find within a vector (hw.packing); none: no sums are packed
     batch: int = 1
     bus_bits: int = 128  # of the stream of weights; a divisor of an array word
     activation_bytes: int = 8192  # activations, logits, coupling coefficients, capsules

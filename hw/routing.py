@@ -9,55 +9,77 @@ import numpy as np
 from hw.assembler import MAX_PIXELS, Assembler
 from hw.convolution import bounds, kernel_words
 from hw.isa import ADDRESS, Opcode
+from hw.parameters import Parameters
 from hw.program import Region, to_bytes, vote_words
 from model.qnetwork import Product, QClassCaps, QConvCaps3D, Routed
 
 
 def splits(layer: QClassCaps, rows: int) -> bool:
-    """Whether two input capsules fill the rows exactly, and there is a pair of lanes for the votes of any two."""
+    """Whether votes can be split: two input capsules fill the rows exactly, and there is a pair of lanes for the votes
+    of any two.
+    """
     inputs, dim_in = layer.weights.shape[:2]
     return 2 * dim_in == rows and inputs % 2 == 0
 
 
-def class_capsules(to: Assembler, layer: QClassCaps, sources: list[Region]) -> Region:
+def class_capsules(to: Assembler, layer: QClassCaps, sources: list[Region], split: bool) -> Region:
     """Votes of the capsules of all sources, one after the other, then routing to the output capsules (J, D)."""
-    p = to.p
     inputs, dim_in, classes, dim = layer.weights.shape
-    votes = Region((inputs, classes, dim), layer.votes.out, 0, p.batch, votes=True)
     to.label = f"{layer.name}.votes"
-    word_row = vote_words((1, classes, dim), p.square)  # of one block of input capsules
     first = 0
     for u in sources:
         count = u.size // dim_in
-        paired = p.split and splits(layer, p.rows) and count % 2 == 0
-        together = 1 + paired  # input capsules in a word of weights
-        chunks = -(-dim_in // p.rows)
-        to.matmul(
-            layer.votes,
-            to.layout.weights(_vote_weights(to, layer, first, count, together)),
-            to_votes=1,
-            split=int(paired),
-            groups=count // together,
-            blocks=word_row,
-            chunks=chunks,
-            images=p.batch,
-            lanes=p.rows,
-            last_lanes=together * dim_in - (chunks - 1) * p.rows,
-            columns=p.square,
-            last_columns=p.square,
-            a_base=u.base,
-            a_group=together * dim_in,
-            a_chunk=p.rows,
-            a_image=u.size,
-            b=bounds(columns=together * dim_in),
-            lane=first % p.square,
-            o_base=first // p.square * word_row,
-            o_group=word_row,
-            o_block=1,
-            o_image=vote_words(votes.shape, p.square),
-        )
+        weights = to.layout.weights(_vote_weights(to, layer, first, count, _together(layer, u, split)))
+        make_votes(to, layer, u, first, split, weights)
         first += count
-    return _route(to, layer, votes)
+    return _route(to, layer, Region((inputs, classes, dim), layer.votes.out, 0, to.p.batch, votes=True))
+
+
+def _together(layer: QClassCaps, u: Region, split: bool) -> int:
+    """Input capsules of a source that share a word of weights."""
+    return 2 if split and u.size // layer.weights.shape[1] % 2 == 0 else 1
+
+
+def vote_weight_words(p: Parameters, layer: QClassCaps, u: Region, split: bool) -> int:
+    """Array words of weights for the votes of a source's capsules."""
+    _, dim_in, classes, dim = layer.weights.shape
+    groups = u.size // dim_in // _together(layer, u, split)
+    return groups * vote_words((1, classes, dim), p.square) * -(-dim_in // p.rows)
+
+
+def make_votes(
+    to: Assembler, layer: QClassCaps, u: Region, first: int, split: bool, weights: tuple[int, int]
+) -> None:
+    """The job that makes the votes of the capsules u, which are those from the `first` on."""
+    p = to.p
+    inputs, dim_in, classes, dim = layer.weights.shape
+    together = _together(layer, u, split)
+    word_row = vote_words((1, classes, dim), p.square)  # of one block of input capsules
+    chunks = -(-dim_in // p.rows)
+    to.matmul(
+        layer.votes,
+        weights,
+        to_votes=1,
+        split=together - 1,
+        groups=u.size // dim_in // together,
+        blocks=word_row,
+        chunks=chunks,
+        images=p.batch,
+        lanes=p.rows,
+        last_lanes=together * dim_in - (chunks - 1) * p.rows,
+        columns=p.square,
+        last_columns=p.square,
+        a_base=u.base,
+        a_group=together * dim_in,
+        a_chunk=p.rows,
+        a_image=u.size,
+        b=bounds(columns=together * dim_in),
+        lane=first % p.square,
+        o_base=first // p.square * word_row,
+        o_group=word_row,
+        o_block=1,
+        o_image=vote_words((inputs, classes, dim), p.square),
+    )
 
 
 def _vote_weights(to: Assembler, layer: QClassCaps, first: int, count: int, together: int) -> np.ndarray:

@@ -18,9 +18,9 @@ import pickle
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from platformdirs import user_cache_dir
 from hw.accelerator import Accelerator
 from hw.compiler import compile_network
 from hw.generate import TOP
+from hw.mapping import Candidate, NetworkMapping, Rank, best, map_network
 from hw.parameters import MultiplierKind, Parameters, Size
 from hw.pe import PE
 from hw.system import System
@@ -61,7 +62,7 @@ ROOM = {
     "squash_tables": 16,
     "exp_tables": 4,
 }
-FEATURES = "affine", "split", "padding", "shared_kernels", "adder"
+FEATURES = "affine", "split", "padding", "shared_kernels", "adder", "row_ends"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Build:
     latency: int
     hold: float
     deepcaps: bool
+    row_ends: int
 
     @property
     def kinds(self) -> tuple[MultiplierKind, ...]:
@@ -89,7 +91,7 @@ class Build:
     def parameters(self) -> Parameters:
         return Parameters(
             self.kinds, self.rows, self.columns, self.affine, self.split, padding=True, shared_kernels=self.deepcaps,
-            adder=self.deepcaps, bus_bits=self.bus_bits, weight_words=self.weight_words, **ROOM,
+            adder=self.deepcaps, row_ends=self.row_ends, bus_bits=self.bus_bits, weight_words=self.weight_words, **ROOM,
         )  # fmt: skip
 
     def size(self, batch: int) -> Size:
@@ -116,17 +118,20 @@ def build(number: int) -> Build:
     return Build(
         rows, columns, int(rng.choice(buses)), int(rng.choice([2, 4, 16, 256])), rng.random() < 0.8,
         rng.random() < 0.8, tuple(str(n) for n in rng.permutation(held)), int(rng.integers(1, 100)),
-        float(rng.choice([0.0, 0.3, 0.6], p=[0.5, 0.4, 0.1])), rng.random() < 0.5,
+        float(rng.choice([0.0, 0.3, 0.6], p=[0.5, 0.4, 0.1])), rng.random() < 0.5, int(rng.choice([0, 2, 4, 4])),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A network, how many images a batch has, and where their codes come from."""
+    """A network, how many images a batch has, where their codes come from, and where the way comes from in which the
+    network lies on the array.
+    """
 
     network: QNetwork
     batch: int
     images_seed: int
+    mapping_seed: int
 
     @property
     def key(self) -> str:
@@ -137,10 +142,23 @@ class Drawn:
     def images(self) -> np.ndarray:
         return image_codes(np.random.default_rng(self.images_seed), self.network, self.batch)
 
+    def mapping(self, chosen: Build) -> NetworkMapping:
+        """Of the seeds, every other one stands for the best mapping that the accelerator can have, with all of its
+        accumulators, the others for any mapping with some of them.
+        """
+        rng = np.random.default_rng(self.mapping_seed)
+
+        def choose(options: Sequence[Any], rank: Rank) -> Any:
+            can = [o for o in options if not (isinstance(o, Candidate) and o.row_ends > chosen.row_ends)]
+            return best(can, rank) if self.mapping_seed % 2 else can[rng.integers(len(can))]
+
+        p = replace(chosen.parameters, batch=self.batch)
+        return map_network(self.network, p, choose, p.pixels if self.mapping_seed % 2 else int(rng.integers(10, 64)))
+
     def case(self, chosen: Build) -> Case | None:
         """Compiled for an accelerator; None where it has no room for it."""
         try:
-            program = compile_network(self.network, chosen.kinds, chosen.size(self.batch))
+            program = compile_network(self.network, chosen.kinds, chosen.size(self.batch), self.mapping(chosen))
         except RedcaneError:
             return None
         needed, room = program.parameters, chosen.parameters
@@ -158,7 +176,7 @@ def drawn(draw: st.DrawFn, chosen: Build) -> Drawn:
         for key, product, _ in network.products()
     }
     network = network.with_components(assignment, TABLES)
-    return Drawn(network, draw(st.integers(1, 3)), draw(st.integers(0, 2**16)))
+    return Drawn(network, draw(st.integers(1, 3)), draw(st.integers(0, 2**16)), draw(st.integers(0, 2**16)))
 
 
 def each_drawn(number: int, chosen: Build, most: int, look: Callable[[Drawn], None], shrink: bool = False) -> None:
@@ -252,16 +270,18 @@ def write_case(case: Path, chosen: Build, one: Drawn, found: Any) -> Path:
     case.mkdir(parents=True, exist_ok=True)
     qfile.save(one.network, case / "qmodel")
     np.save(case / "images.npy", one.images)
-    (case / "case.json").write_text(json.dumps({"build": asdict(chosen), "found": found}, indent=1) + "\n")
+    told = {"build": asdict(chosen), "mapping_seed": one.mapping_seed, "found": found}
+    (case / "case.json").write_text(json.dumps(told, indent=1) + "\n")
     return case
 
 
 def replay(case: Path) -> Fault | None:
     """The difference that a case in the corpus shows today."""
-    told = json.loads((case / "case.json").read_text())["build"]
-    chosen = Build(**{**told, "multipliers": tuple(told["multipliers"])})
+    told = json.loads((case / "case.json").read_text())
+    chosen = Build(**{**told["build"], "multipliers": tuple(told["build"]["multipliers"])})
     network, images = qfile.load(case / "qmodel"), np.load(case / "images.npy", allow_pickle=False)
-    one = Case(network, compile_network(network, chosen.kinds, chosen.size(len(images))), images)
+    mapping = Drawn(network, len(images), 0, told["mapping_seed"]).mapping(chosen)
+    one = Case(network, compile_network(network, chosen.kinds, chosen.size(len(images)), mapping), images)
     with on(chosen) as check:
         return check([one])[0] or emulated(one)
 

@@ -57,7 +57,7 @@ def requantizer(rng: np.random.Generator, out: Coding, spread: float, relu: bool
 def networks(draw: st.DrawFn) -> QNetwork:
     """A convolution, primary capsules and class capsules of random shapes and constants."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    size = st.integers(1, 3)
+    size, side = st.integers(1, 3), st.integers(1, 5)
     image = (draw(st.integers(4, 7)), draw(st.integers(4, 7)), draw(size))
     formats = {name: draw(st.sampled_from(FORMATS)) for name in ("conv1", "primary", "votes", "routing")}
     tables = {name: wild_table(rng) for name in ("wild", "wilder")} | {"exact": EXACT}
@@ -76,7 +76,7 @@ def networks(draw: st.DrawFn) -> QNetwork:
 
     def conv(name: str, x: np.ndarray, a: Coding, out: Coding, cout: int, relu: bool) -> tuple[QConv, np.ndarray]:
         """A convolution whose bias and requantiser make codes of x (H, W, C) spread, and the codes that they become."""
-        padding, stride, kh, kw = draw(st.integers(0, 1)), draw(st.integers(1, 2)), draw(size), draw(size)
+        padding, stride, kh, kw = draw(st.integers(0, 1)), draw(st.integers(1, 2)), draw(side), draw(side)
         kh, kw = min(kh, x.shape[0]), min(kw, x.shape[1])
         b = operand(formats[name])
         weights = codes(rng, b, (cout, kh, kw, x.shape[2]))

@@ -74,8 +74,8 @@ def test_images_that_the_accumulators_do_not_hold_are_refused() -> None:
     """A row of pixels is the least that a convolution computes at once."""
     mac = Product("sign-magnitude", SIGNED, SIGNED, SIGNED, Requantizer(1 << 15, 15, 0, -127, 127), "m")
     conv = QConv(np.ones((1, 1, 1, 1), np.int16), np.zeros(1, np.int32), 1, mac)
-    network = QNetwork((1, 600, 1), SIGNED, (QConvLayer("conv1", conv),), {"m": np.zeros((256, 256), np.uint16)})
-    with pytest.raises(RedcaneError, match=r"conv1\.mac: 1200 sums of 2 images .* take a smaller batch"):
+    network = QNetwork((1, 1200, 1), SIGNED, (QConvLayer("conv1", conv),), {"m": np.zeros((256, 256), np.uint16)})
+    with pytest.raises(RedcaneError, match=r"conv1\.mac: a row of 1200 .* the 1024 accumulators"):
         compile_network(network, (MultiplierKind("m", "m"),), Size(batch=2))
 
 

@@ -55,6 +55,38 @@ def test_any_address_any_mask_in_any_order(lanes: int, size: int) -> None:
     simulator.run()
 
 
+@pytest.mark.parametrize(("lanes", "jumps"), [(4, 1), (8, 3)])
+def test_lanes_that_lie_apart(lanes: int, jumps: int) -> None:
+    """Lanes behind the k-th mark come from k jumps further on, wherever the vector begins; addresses wrap."""
+    memory, chance = VectorMemory(lanes, 32 * lanes, jumps), random.Random(jumps)
+    truth = chance.randbytes(memory.depth)
+
+    async def bench(ctx: SimulatorContext) -> None:
+        ctx.set(memory.write_mask, (1 << lanes) - 1)
+        ctx.set(memory.write_enable, 1)
+        for address in range(0, memory.depth, lanes):
+            ctx.set(memory.write_address, address)
+            ctx.set(memory.write_data.as_value(), int.from_bytes(truth[address : address + lanes], "little"))
+            await ctx.tick()
+        ctx.set(memory.write_enable, 0)
+        for _ in range(300):
+            address, jump = chance.randrange(memory.depth), lanes * chance.randrange(32)
+            marks = sorted(chance.randrange(lanes + 1) for _ in range(jumps))
+            ctx.set(memory.read_address, address)
+            ctx.set(memory.read_jump, jump)
+            for mask, mark in zip(memory.read_behind, marks, strict=True):
+                ctx.set(mask, (1 << lanes) - (1 << mark))
+            await ctx.tick()
+            places = [address + lane + jump * sum(lane >= mark for mark in marks) for lane in range(lanes)]
+            expected = bytes(truth[place % memory.depth] for place in places)
+            assert ctx.get(memory.read_data.as_value()).to_bytes(lanes, "little") == expected
+
+    simulator = Simulator(memory)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+
+
 def test_every_bank_is_a_module_without_initial_content() -> None:
     text = to_verilog(VectorMemory(4, 64), "store")
     for bank in range(4):

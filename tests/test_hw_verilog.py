@@ -41,11 +41,13 @@ UNITS = {
     "array": Array(PARAMETERS),
     "requantizer": Requantizer(),
     "memory": VectorMemory(8, 256),
+    "memory_with_jumps": VectorMemory(8, 256, 2),
     "squash": SquashUnit(PARAMETERS),
     "softmax": SoftmaxUnit(PARAMETERS),
     "add": AddUnit(PARAMETERS),
     "redcane": Accelerator(PARAMETERS),
     "redcane_of_a_deepcaps": Accelerator(replace(PARAMETERS, padding=True, shared_kernels=True, adder=True)),
+    "redcane_of_packed_sums": Accelerator(replace(PARAMETERS, padding=True, row_ends=2)),
     "system": System(CoreStandin(64, 128), 128),
     "narrow_system": System(CoreStandin(32, 32), 32, burst=2, outstanding=2),
 }

@@ -1,0 +1,239 @@
+"""The mapper: how the layers of a network lie on the array, chosen by the cycle model.
+
+For a convolution there are two ways to lay its sums on the rows of the array (by the rows of its kernel, or packed, see
+`hw.packing`), and several to divide the output pixels of a batch into stripes that the accumulators hold. Packed sums
+want the rows of their input a certain pitch apart, so the readers of a tensor are weighed together. For class capsules
+there are words of weights for one input capsule, or for two. Each candidate is written as a piece of a program and
+costs what `hw.cycles` says of that; the best one has the fewest cycles, then the fewest bytes of weights over the bus,
+then the fewest bytes of activations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hw.assembler import MAX_PIXELS, Assembler
+from hw.convolution import Kernel, Mapping, convolve, output_shape, segments, share, stripes
+from hw.cycles import predict_steps
+from hw.layout import Layout
+from hw.linker import with_fetches
+from hw.packing import RUN, row_ends
+from hw.parameters import Parameters
+from hw.program import Region
+from hw.routing import make_votes, splits, vote_weight_words
+from model.errors import RedcaneError
+from model.qnetwork import Layer, QAdd, QClassCaps, QConv, QConvCaps, QConvCaps3D, QConvLayer, QNetwork, QPrimaryCaps
+
+FEW = 3  # divisions of an output that are weighed: more stripes are more jobs, and take the weights more often
+
+Rank = Callable[[Any], tuple[int, ...]]
+Choose = Callable[[Sequence[Any], Rank], Any]
+
+
+def best(options: Sequence[Any], rank: Rank) -> Any:
+    """The option of the lowest rank, the first of these."""
+    return min(options, key=rank)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to lay a layer on the array, and what the layer's jobs then cost for one batch."""
+
+    mapping: Mapping | None  # of a convolution
+    split: bool  # of class capsules: a word of weights is for two input capsules
+    row_ends: int  # that the array has to follow within a vector, see hw.packing
+    stripes: int
+    cycles: int  # fetching the descriptors included
+    stalls: int  # of these, waiting for weights
+    weight_bytes: int  # over the bus
+    activation_bytes: int  # of inputs and output
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        return self.cycles, self.weight_bytes, self.activation_bytes
+
+
+@dataclass
+class NetworkMapping:
+    """How a network lies on an array."""
+
+    chosen: dict[str, Candidate] = field(default_factory=dict)  # by layer
+    lost: dict[str, list[Candidate]] = field(default_factory=dict)  # by layer, the best first
+    pitches: dict[str, int] = field(default_factory=dict)  # bytes from row to row, of boundaries with gaps between rows
+
+    @property
+    def row_ends(self) -> int:
+        """Ends of kernels' rows that the array has to follow within a vector."""
+        return max((candidate.row_ends for candidate in self.chosen.values()), default=0)
+
+    @property
+    def split(self) -> bool:
+        """Whether the halves of the array's rows make sums of their own."""
+        return any(candidate.split for candidate in self.chosen.values())
+
+    def convolution(self, layer: str) -> Mapping:
+        """How a layer's convolution lies."""
+        mapping = self.chosen[layer].mapping
+        assert mapping is not None, f"{layer} has no convolution"
+        return mapping
+
+    def _decide(self, layer: str, chosen: Candidate, every: Sequence[Candidate]) -> None:
+        self.chosen[layer] = chosen
+        others: dict[Any, Candidate] = {}  # of the same way, the cheapest
+        for candidate in sorted(every, key=lambda candidate: candidate.rank):
+            others.setdefault((candidate.mapping, candidate.split), candidate)
+        others.pop((chosen.mapping, chosen.split))
+        self.lost[layer] = list(others.values())
+
+
+def map_network(
+    network: QNetwork, p: Parameters, choose: Choose = best, accumulators: int = MAX_PIXELS
+) -> NetworkMapping:
+    """The best way for every layer that has several; `choose` and fewer `accumulators` are for tests.
+
+    Raises RedcaneError when the accumulators do not hold a row of a convolution's output.
+    """
+    result, shapes = NetworkMapping(), shapes_of(network)
+    for layer, sources in network.sources():
+        if isinstance(layer, QClassCaps):
+            every = _class_candidates(layer, p, [shapes[source] for source in sources])
+            result._decide(layer.name, choose(every, lambda candidate: candidate.rank), every)
+    for boundary, shape in shapes.items():
+        readers = [layer for layer, sources in network.sources() if boundary in sources]
+        convolving = [layer for layer in readers if isinstance(layer, QConvLayer | QPrimaryCaps | QConvCaps)]
+        if not convolving:
+            continue
+        pitches = {0}
+        if len(convolving) == len(readers) and _may_have_gaps(network, boundary):
+            pitches |= {_pitch(layer.conv, shape, p.lanes) for layer in convolving}
+        options = [
+            (pitch, {layer.name: _candidates(layer, p, shape, pitch, accumulators) for layer in convolving})
+            for pitch in sorted(pitches)
+        ]
+        pitch, found = choose(options, _rank_of_all)
+        if pitch:
+            result.pitches[boundary] = pitch
+        for name, here in found.items():
+            every = [candidate for _, elsewhere in options for candidate in elsewhere[name]]
+            result._decide(name, choose(here, lambda candidate: candidate.rank), every)
+    return result
+
+
+def _rank_of_all(option: tuple[int, dict[str, list[Candidate]]]) -> tuple[int, ...]:
+    """Of a pitch and the candidates with it: what all readers cost together."""
+    pitch, readers = option
+    ranks = [min(candidate.rank for candidate in found) for found in readers.values()]
+    return *(sum(column) for column in zip(*ranks, strict=True)), pitch
+
+
+def shapes_of(network: QNetwork) -> dict[str, tuple[int, ...]]:
+    """The shapes of the input and of the layers' outputs, by their boundaries."""
+    shapes: dict[str, tuple[int, ...]] = {"input": network.image}
+    for layer, sources in network.sources():
+        shapes[layer.output] = _shape(layer, shapes[sources[0]])
+    return shapes
+
+
+def _shape(layer: Layer, source: tuple[int, ...]) -> tuple[int, ...]:
+    if isinstance(layer, QAdd):
+        return source
+    if isinstance(layer, QClassCaps):
+        return layer.weights.shape[2:]
+    maps = output_shape(layer.conv, source)
+    if isinstance(layer, QConvLayer):
+        return maps
+    capsules = maps[2] // layer.capsule_dim
+    if isinstance(layer, QConvCaps):
+        return *maps[:2], capsules, layer.capsule_dim
+    places = maps[0] * maps[1]
+    if isinstance(layer, QConvCaps3D):
+        return places, capsules, layer.capsule_dim
+    return places * capsules, layer.capsule_dim
+
+
+def _may_have_gaps(network: QNetwork, boundary: str) -> bool:
+    """Whether rows of this tensor may lie apart: what is squashed has to lie without gaps."""
+    return boundary == "input" or any(
+        isinstance(layer, QConvLayer) and layer.output == boundary for layer in network.layers
+    )
+
+
+def _pitch(conv: QConv, shape: tuple[int, ...], lanes: int) -> int:
+    """The least pitch of input rows with which the convolution's sums can be packed; 0 where they need no gaps."""
+    _, _, kw, cin = conv.weights.shape
+    row = math.prod(shape[1:])
+    gap = (kw * cin - row) % lanes
+    return row + gap if gap else 0
+
+
+def _candidates(
+    layer: QConvLayer | QPrimaryCaps | QConvCaps, p: Parameters, shape: tuple[int, ...], pitch: int, accumulators: int
+) -> list[Candidate]:
+    """The ways of a convolution of maps of this shape and pitch."""
+    conv = layer.conv
+    height, width, _ = output_shape(conv, shape)
+    if width > accumulators:
+        raise RedcaneError(
+            f"{layer.name}.mac: a row of {width} output pixels does not fit the {accumulators} accumulators of a "
+            "column; take smaller images"
+        )
+    divisions: dict[tuple[int, int], int] = {}  # most images and rows of a stripe, and how many stripes
+    for most in range(p.batch, 0, -1):
+        if rows := min(height, accumulators // (most * width)):
+            images, rows = share(p.batch, most), share(height, rows)
+            divisions.setdefault((images, rows), -(-p.batch // images) * -(-height // rows))
+    few = sorted(divisions, key=divisions.__getitem__)[:FEW]
+    here = Region(shape, conv.mac.a, 0, p.batch, pitch=pitch)
+    ways = [Mapping(packed, *division) for packed in _packings(conv, p, here) for division in few]
+    return [_convolution_cost(conv, p, here, way) for way in ways]
+
+
+def _packings(conv: QConv, p: Parameters, here: Region) -> list[bool]:
+    """By the rows of the kernel, and packed where that saves words and the pitch is right."""
+    _, kh, kw, cin = conv.weights.shape
+    run = kw * cin
+    saves = -(-kh * run // p.rows) < kh * -(-run // p.rows)
+    return [False, True] if saves and run < 1 << RUN and (here.row_bytes - run) % p.lanes == 0 else [False]
+
+
+def _convolution_cost(conv: QConv, p: Parameters, here: Region, way: Mapping) -> Candidate:
+    cout, kh, kw, cin = conv.weights.shape
+    out = Region(output_shape(conv, here.shape), conv.mac.out, 0, p.batch)
+    count, terms = segments(conv, way.packed)
+    words = -(-cout // p.columns) * count * -(-terms // p.rows)
+    divided = stripes(way, p.batch, out.shape[0])
+    to = _scratch(p)
+    for stripe in divided:
+        convolve(to, conv, Kernel(way.packed, (0, words), {}), stripe, here, out)
+    ends = row_ends(p.rows, kh, kw * cin) if way.packed else 0
+    return _candidate(to, way, False, ends, len(divided), here.total + out.total)
+
+
+def _class_candidates(layer: QClassCaps, p: Parameters, shapes: Sequence[tuple[int, ...]]) -> list[Candidate]:
+    """The ways of class capsules that read tensors of these shapes."""
+    found = []
+    for split in (False, True) if splits(layer, p.rows) else (False,):
+        to, first, taken = _scratch(p), 0, 0
+        for shape in shapes:
+            source = Region(shape, layer.votes.a, 0, p.batch)
+            words = vote_weight_words(p, layer, source, split)
+            make_votes(to, layer, source, first // layer.weights.shape[1], split, (taken, words))
+            first, taken = first + source.size, taken + words
+        bytes_ = p.batch * (first + math.prod(layer.weights.shape[2:]))
+        found.append(_candidate(to, None, split, 0, 1, bytes_))
+    return found
+
+
+def _scratch(p: Parameters) -> Assembler:
+    """An assembler of steps that no program will hold."""
+    return Assembler(p, Layout(p))
+
+
+def _candidate(
+    to: Assembler, way: Mapping | None, split: bool, ends: int, stripes: int, activation_bytes: int
+) -> Candidate:
+    [cost] = predict_steps(with_fetches(to.steps, to.p.word_bits // 8), to.p).values()
+    return Candidate(way, split, ends, stripes, cost.cycles, cost.stalls, cost.weight_bytes, activation_bytes)
