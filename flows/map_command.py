@@ -17,8 +17,9 @@ from model.errors import RedcaneError
 
 if TYPE_CHECKING:
     from flows.config import Config
-    from hw.parameters import Size
+    from hw.parameters import MultiplierKind, Size
     from hw.program import Program
+    from model.qnetwork import QNetwork
 
     Compile = Callable[[Size], Program]
 
@@ -34,12 +35,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--arrays", nargs="+", default=[], metavar="RxC", help="compare arrays of these sizes, such as 8x8 16x16"
     )
     command.add_argument("--batches", nargs="+", type=int, default=[], metavar="N", help="compare these batches")
+    command.add_argument("--why", action="store_true", help="show the ways in which the layers could lie, too")
     command.set_defaults(command=_map)
 
 
 def _map(chosen: argparse.Namespace) -> None:
     from flows.config import Config
-    from flows.tables import mapping_table
+    from flows.tables import candidates_table, mapping_table
+    from hw.compiler import best_mapping, compile_network
 
     config = Config.load(chosen.config, {})
     size = config.accelerator.size()
@@ -48,11 +51,16 @@ def _map(chosen: argparse.Namespace) -> None:
         for rows, columns in [_array(text) for text in chosen.arrays] or [(size.rows, size.columns)]
         for batch in chosen.batches or [size.batch]
     ]
-    compiled = compiler_of(config)
+    network, kinds = network_of(config)
     if chosen.arrays or chosen.batches:
-        print(compare(compiled, sizes))
-    else:
-        print(mapping_table(compiled(size)))
+        if chosen.why:
+            raise RedcaneError("--why is about one design; leave out --arrays and --batches")
+        print(compare(lambda size: compile_network(network, kinds, size), sizes))
+        return
+    mapping = best_mapping(network, kinds, size)
+    print(mapping_table(compile_network(network, kinds, size, mapping)))
+    if chosen.why:
+        print("\n" + candidates_table(mapping, size.batch))
 
 
 def _array(text: str) -> tuple[int, int]:
@@ -63,12 +71,19 @@ def _array(text: str) -> tuple[int, int]:
 
 
 def compiler_of(config: Config) -> Compile:
-    """Compiles a network of the configured shape and formats, with fresh weights (seed 0) and exact multipliers, for
-    any size of accelerator.
+    """Compiles the network of `network_of` for any size of accelerator."""
+    from hw.compiler import compile_network
+
+    network, kinds = network_of(config)
+    return lambda size: compile_network(network, kinds, size)
+
+
+def network_of(config: Config) -> tuple[QNetwork, tuple[MultiplierKind, ...]]:
+    """A network of the configured shape and formats, with fresh weights (seed 0) and exact multipliers, which are what
+    the PEs hold.
     """
     import torch
 
-    from hw.compiler import compile_network
     from hw.generate import kinds_of
     from model.multipliers.library import load_library
     from model.network import build
@@ -80,8 +95,7 @@ def compiler_of(config: Config) -> Compile:
         height, width, channels = config.network.image
         fresh = quantize(build(config.shape()), torch.rand(8, channels, height, width), config.formats())
     network = library.exactly(fresh)
-    kinds = kinds_of(network, library.components)
-    return lambda size: compile_network(network, kinds, size)
+    return network, kinds_of(network, library.components)
 
 
 def compare(compiled: Compile, sizes: Iterable[Size]) -> str:

@@ -293,6 +293,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("qmodel",),
         outputs=("rtl",),
         make=_generate,
+        version=2,
         settings=_settings(_section("accelerator"), _library),
         require=lambda run: need_yosys(),
     ),

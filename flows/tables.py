@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from hw.mapping import NetworkMapping
     from hw.program import Program
     from model.network import Shape
     from sim.verify import LayerResult
@@ -95,21 +96,37 @@ def mapping_table(program: Program) -> str:
 
     rows: list[list[object]] = []
     for label, cost in costs.items():
-        shape = [""] * 4
+        shape = [""] * 5
         if label in jobs:
             job = jobs[label]
             lanes = job["lanes"] if job["chunks"] * job["segments"] > 1 else job["last_lanes"]
             shape = [
-                f"{job['groups'] * job['blocks']:,}", f"{job['segments'] * job['chunks']:,}",
+                f"{cost.jobs:,}", f"{job['groups'] * job['blocks']:,}", f"{job['segments'] * job['chunks']:,}",
                 f"{job['images'] * job['rows'] * job['cols']:,}", f"{lanes} x {job['columns']}",
             ]  # fmt: skip
-            if job.get("split"):
-                shape[3] += " split"
+            shape[4] += " split" * job.get("split", 0) + " packed" * job.get("packed", 0)
         rows.append([label, *shape, *figures(cost.cycles, cost.stalls, cost.products, cost.weight_bytes)])
     sums = [sum(getattr(c, name) for c in costs.values()) for name in ("cycles", "stalls", "products", "weight_bytes")]
-    rows.append(["in all", "", "", "", "", *figures(*sums)])
-    head = ["operation", "blocks", "words a sum", "sums a word", "lanes", "cycles", "stalls", "use", "weight bytes"]
+    rows.append(["in all", *[""] * 5, *figures(*sums)])
+    shape = ["jobs", "blocks", "words a sum", "sums a word", "lanes"]
+    head = ["operation", *shape, "cycles", "stalls", "use", "weight bytes"]
     size = f"{p.rows} x {p.columns} PEs, batch {p.batch}, bus of {p.bus_bits} bits; cycles, stalls and bytes an image"
     activations, votes, ring = (f"{count:,}" for count in p.memories)
     memories = f"memories: {activations} bytes of activations, {votes} of votes, {ring} of weights on their way"
     return f"{size}\n{memories}\n\n{table(head, rows)}"
+
+
+def candidates_table(mapping: NetworkMapping, batch: int) -> str:
+    """The ways in which each layer could lie on the array, what was chosen first; figures for one image."""
+    rows = []
+    for layer, chosen in mapping.chosen.items():
+        for candidate in (chosen, *mapping.lost[layer]):
+            way, cost = candidate.way, candidate.cost
+            of_batch = cost.cycles, cost.stalls, cost.weight_bytes, candidate.activation_bytes
+            rows.append([
+                layer if candidate is chosen else "", way["sums"], f"{candidate.stripes:,}", way.get("images", ""),
+                way.get("rows", ""), candidate.pitch or "", *(f"{figure / batch:,.0f}" for figure in of_batch),
+            ])  # fmt: skip
+    head = ["layer", "sums", "stripes", "images", "rows", "pitch", "cycles", "stalls", "weight bytes", "activations"]
+    told = "the chosen way of every layer, and below it those that lost; cycles, stalls and bytes an image"
+    return f"{told}\n\n{table(head, rows, left=(0, 1))}"

@@ -30,12 +30,6 @@ def compile_network(
 
     Raises RedcaneError when the network does not fit or names a multiplier that the PEs lack.
     """
-    held = {kind.component for kind in kinds}
-    for key, product, _ in network.products():
-        if product.component not in held:
-            raise RedcaneError(
-                f"{key}: its multiplier {product.component!r} is not in the PEs ({', '.join(sorted(held))})"
-            )
     parameters = _parameters(network, kinds, size)
     mapping = mapping or map_network(network, parameters)
     parameters = replace(parameters, split=mapping.split, row_ends=mapping.row_ends)
@@ -57,8 +51,23 @@ def compile_network(
     return link(to, image)
 
 
+def best_mapping(network: QNetwork, kinds: tuple[MultiplierKind, ...], size: Size) -> NetworkMapping:
+    """The best way for a network to lie on an accelerator of this size whose PEs hold the multipliers `kinds`.
+
+    Raises RedcaneError when the accumulators do not hold a row of a convolution's output, or the network names a
+    multiplier that the PEs lack.
+    """
+    return map_network(network, _parameters(network, kinds, size))
+
+
 def _parameters(network: QNetwork, kinds: tuple[MultiplierKind, ...], size: Size) -> Parameters:
     """What the network needs of an accelerator, but for the memories, and what depends on how it lies on the array."""
+    held = {kind.component for kind in kinds}
+    for key, product, _ in network.products():
+        if product.component not in held:
+            raise RedcaneError(
+                f"{key}: its multiplier {product.component!r} is not in the PEs ({', '.join(sorted(held))})"
+            )
     convolutions = [conv for _, conv in map(convolution_of, network.layers) if conv]
     return Parameters(
         kinds,

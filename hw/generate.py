@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from hw.accelerator import Accelerator
-from hw.compiler import compile_network
+from hw.compiler import best_mapping, compile_network
 from hw.parameters import MultiplierKind, Size
 from hw.pe import PE
 from hw.program import Program
@@ -68,7 +68,8 @@ def generate(
     Raises RedcaneError when the network does not fit the accelerator or a multiplier is missing.
     """
     kinds = kinds_of(network, components)
-    program = compile_network(network, kinds, size)
+    mapping = best_mapping(network, kinds, size)
+    program = compile_network(network, kinds, size, mapping)
     (folder / f"{TOP}.v").write_text(to_verilog(System(Accelerator(program.parameters), size.rows * size.columns), TOP))
     (folder / "pe.v").write_text(to_verilog(PE(kinds), "pe"))
     for kind in kinds:
@@ -77,12 +78,14 @@ def generate(
     (folder / "program.hex").write_text("\n".join(f"{beat:08x}" for beat in beats) + "\n")
     (folder / "weights.bin").write_bytes(program.weights.tobytes())
     described = {
-        "schema": 3,
+        "schema": 4,
         "size": asdict(size),
         "parameters": asdict(program.parameters),
         "entry": program.entry,
         "traced_entry": program.traced_entry,
         "image_address": program.image.base,
+        "image_pitch": program.image.row_bytes,
+        "mapping": {layer: candidate.way for layer, candidate in mapping.chosen.items()},
         "boundaries": [
             {
                 "tag": tag,
@@ -90,6 +93,7 @@ def generate(
                 "shape": list(e.region.shape),
                 "coding": e.region.coding.kind,
                 "votes": e.region.votes,
+                "pitch": e.region.pitch,
             }
             for tag, e in sorted(program.emissions.items())
         ],

@@ -17,7 +17,7 @@ from typing import Any
 
 from hw.assembler import MAX_PIXELS, Assembler
 from hw.convolution import Kernel, Mapping, convolve, output_shape, segments, share, stripes
-from hw.cycles import predict_steps
+from hw.cycles import Cost, predict_steps
 from hw.layout import Layout
 from hw.linker import with_fetches
 from hw.packing import RUN, row_ends
@@ -42,18 +42,25 @@ def best(options: Sequence[Any], rank: Rank) -> Any:
 class Candidate:
     """A way to lay a layer on the array, and what the layer's jobs then cost for one batch."""
 
-    mapping: Mapping | None  # of a convolution
-    split: bool  # of class capsules: a word of weights is for two input capsules
-    row_ends: int  # that the array has to follow within a vector, see hw.packing
-    stripes: int
-    cycles: int  # fetching the descriptors included
-    stalls: int  # of these, waiting for weights
-    weight_bytes: int  # over the bus
+    cost: Cost
     activation_bytes: int  # of inputs and output
+    mapping: Mapping | None = None  # of a convolution
+    split: bool = False  # of class capsules: a word of weights is for two input capsules
+    pitch: int = 0  # of a convolution: bytes from a row of its input to the next
+    row_ends: int = 0  # of a convolution: what the array has to follow within a vector, see hw.packing
+    stripes: int = 1
+
+    @property
+    def way(self) -> dict[str, Any]:
+        """What was chosen, in words and numbers."""
+        if self.mapping is None:
+            return {"sums": "split" if self.split else "whole"}
+        sums = "packed" if self.mapping.packed else "by kernel rows"
+        return {"sums": sums, "images": self.mapping.images, "rows": self.mapping.rows}
 
     @property
     def rank(self) -> tuple[int, int, int]:
-        return self.cycles, self.weight_bytes, self.activation_bytes
+        return self.cost.cycles, self.cost.weight_bytes, self.activation_bytes
 
 
 @dataclass
@@ -97,10 +104,6 @@ def map_network(
     Raises RedcaneError when the accumulators do not hold a row of a convolution's output.
     """
     result, shapes = NetworkMapping(), shapes_of(network)
-    for layer, sources in network.sources():
-        if isinstance(layer, QClassCaps):
-            every = _class_candidates(layer, p, [shapes[source] for source in sources])
-            result._decide(layer.name, choose(every, lambda candidate: candidate.rank), every)
     for boundary, shape in shapes.items():
         readers = [layer for layer, sources in network.sources() if boundary in sources]
         convolving = [layer for layer in readers if isinstance(layer, QConvLayer | QPrimaryCaps | QConvCaps)]
@@ -119,6 +122,10 @@ def map_network(
         for name, here in found.items():
             every = [candidate for _, elsewhere in options for candidate in elsewhere[name]]
             result._decide(name, choose(here, lambda candidate: candidate.rank), every)
+    for layer, sources in network.sources():
+        if isinstance(layer, QClassCaps):
+            every = _class_candidates(layer, p, [shapes[source] for source in sources])
+            result._decide(layer.name, choose(every, lambda candidate: candidate.rank), every)
     return result
 
 
@@ -209,7 +216,7 @@ def _convolution_cost(conv: QConv, p: Parameters, here: Region, way: Mapping) ->
     for stripe in divided:
         convolve(to, conv, Kernel(way.packed, (0, words), {}), stripe, here, out)
     ends = row_ends(p.rows, kh, kw * cin) if way.packed else 0
-    return _candidate(to, way, False, ends, len(divided), here.total + out.total)
+    return Candidate(_cost(to), here.total + out.total, way, pitch=here.row_bytes, row_ends=ends, stripes=len(divided))
 
 
 def _class_candidates(layer: QClassCaps, p: Parameters, shapes: Sequence[tuple[int, ...]]) -> list[Candidate]:
@@ -222,8 +229,8 @@ def _class_candidates(layer: QClassCaps, p: Parameters, shapes: Sequence[tuple[i
             words = vote_weight_words(p, layer, source, split)
             make_votes(to, layer, source, first // layer.weights.shape[1], split, (taken, words))
             first, taken = first + source.size, taken + words
-        bytes_ = p.batch * (first + math.prod(layer.weights.shape[2:]))
-        found.append(_candidate(to, None, split, 0, 1, bytes_))
+        made = math.prod(layer.weights.shape[2:])
+        found.append(Candidate(_cost(to), p.batch * (first + made), split=split))
     return found
 
 
@@ -232,8 +239,7 @@ def _scratch(p: Parameters) -> Assembler:
     return Assembler(p, Layout(p))
 
 
-def _candidate(
-    to: Assembler, way: Mapping | None, split: bool, ends: int, stripes: int, activation_bytes: int
-) -> Candidate:
+def _cost(to: Assembler) -> Cost:
+    """What the jobs of an assembler take by themselves."""
     [cost] = predict_steps(with_fetches(to.steps, to.p.word_bits // 8), to.p).values()
-    return Candidate(way, split, ends, stripes, cost.cycles, cost.stalls, cost.weight_bytes, activation_bytes)
+    return cost

@@ -39,11 +39,22 @@ def test_designs_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2].split()[-3:] == [f"{count:,}" for count in program.parameters.memories]
 
 
+def test_the_ways_that_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["map", str(CONFIGS / "capsnet-mnist.yaml"), "--why"]) == 0
+    told = capsys.readouterr().out
+    assert "16 x 16 packed" in told and "16 x 16 split" in told
+    ways = [line.split() for line in told.partition("those that lost")[2].splitlines()[4:]]
+    assert ways[0][:6] == ["conv1", "packed", "1", "1", "20", "41"]
+    assert ways[1][:6] == ["by", "kernel", "rows", "1", "1", "20"]
+    assert int(ways[1][7].replace(",", "")) - int(ways[0][6].replace(",", "")) == 19_200
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--arrays", "16"], "--arrays: 16 is no size; give rows and columns, such as 16x16"),
         (["--arrays", "5x8"], "accelerator: rows is 5; the array takes 4, 8, 16, 32 or 64"),
+        (["--arrays", "8x8", "--why"], "--why is about one design; leave out --arrays and --batches"),
         (["--batches", "0"], "accelerator: batch is 0; it should be 1 to 64"),
     ],
 )

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from hw import isa
+from hw.compiler import compile_network
 from hw.isa import Opcode, Target
+from hw.mapping import NetworkMapping, map_network
 from sim.programs import Case, check_programs, room
 from tests import fuzz
 
@@ -34,6 +36,30 @@ def test_random_networks_on_one_build(sources: list[Path]) -> None:
     assert len({case.network.image for case in cases}) > 10
     assert sum(room(case.program) for case in cases) > ROOM  # so there are several simulations
     faults = check_programs(sources, BUILD.parameters, cases, latency=BUILD.latency, hold=0.2, memory_bytes=ROOM)
+    assert faults == [None] * len(cases)
+
+
+def test_every_way_to_lie_on_the_array_makes_the_same_codes(sources: list[Path]) -> None:
+    """The networks that have most of them, each with every other way of a layer in place of the best."""
+    found: list[list[Case]] = []
+
+    def every_way(one: fuzz.Drawn) -> None:
+        p = replace(BUILD.parameters, batch=one.batch)
+        best = map_network(one.network, p, accumulators=18)
+        ways = [best]
+        for layer, (source,) in one.network.sources():
+            for other in best.lost[layer.name]:
+                pitches = best.pitches | {source: other.pitch}
+                ways.append(NetworkMapping(best.chosen | {layer.name: other}, {}, pitches))
+        size = BUILD.size(one.batch)
+        programs = [compile_network(one.network, BUILD.kinds, size, way) for way in ways]
+        found.append([Case(one.network, program, one.images) for program in programs])
+
+    fuzz.each_drawn(3, BUILD, 20, every_way)
+    most = sorted(found, key=len)[-4:]
+    assert min(len(ways) for ways in most) >= 6
+    cases = [case for ways in most for case in ways]
+    faults = check_programs(sources, BUILD.parameters, cases, latency=BUILD.latency, memory_bytes=ROOM)
     assert faults == [None] * len(cases)
 
 
