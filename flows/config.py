@@ -154,10 +154,18 @@ class Accelerator(Section):
         512, description="width of the bus to external memory, where the weights lie; at most R C bytes, an array word"
     )
     weight_words: int = Field(256, ge=2, le=65536, description="array words of weights that are fetched ahead")
+    activation_kib: int | None = Field(
+        None,
+        ge=1,
+        le=16384,
+        description="memory for activations on the chip, a power of two; what does not fit lies in external memory. "
+        "Else as much as the network needs",
+    )
 
     def size(self) -> Size:
         """The hardware's own form of this section."""
-        return Size(**self.model_dump())
+        kib, size = self.activation_kib, self.model_dump(exclude={"activation_kib"})
+        return Size(**size, activation_bytes=kib and 1024 * kib)
 
 
 class Simulate(Section):

@@ -8,7 +8,7 @@ from hw.isa import COUNT, Opcode
 from hw.layout import Layout
 from hw.loops import LEVELS
 from hw.parameters import Parameters
-from hw.program import Emission, Program, Region, Step, vote_words
+from hw.program import Emission, Program, Region, Step, stretches_bytes, vote_words
 from model.errors import RedcaneError
 from model.qnetwork import Adder, Coding, Product, Requantizer, Squash
 
@@ -116,17 +116,40 @@ class Assembler:
                 source=capsules.base + number * capsules.size,
                 destination=result.base + number,
             )
-        self.emissions[Program.CLASS_TAG] = Emission("class", result)
+        self.emissions[Program.CLASS_TAG] = Emission("class", result, [[(0, result.total)]])
         self.step(Opcode.EMIT, tag=Program.CLASS_TAG, base=result.base, count=result.total)
 
     def emit(self, boundary: str, region: Region) -> None:
         """The packet of a boundary, in the traced program only."""
-        tag = len(self.emissions) + 1
+        count = region.images * vote_words(region.shape, self.p.square) if region.votes else region.total
+        total = count * self.p.square**2 if region.votes else count
+        self._packet(boundary, region, region.base, count, [(0, total)])
+
+    def emit_piece(self, boundary: str, region: Region, base: int, stretches: list[tuple[int, int]]) -> None:
+        """The packet of a piece of a boundary, which lies at `base`: these stretches (begin, end) of its bytes."""
+        self._packet(boundary, region, base, stretches_bytes(stretches), stretches)
+
+    def _packet(
+        self, boundary: str, region: Region, base: int, count: int, stretches: list[tuple[int, int]]
+    ) -> None:
+        known = [tag for tag, emission in self.emissions.items() if emission.boundary == boundary]
+        tag = known[0] if known else len(self.emissions) + 1
         if tag >= Program.COUNTERS_TAG:
             raise RedcaneError("the network has more boundaries than the 254 that a trace can tell apart")
-        self.emissions[tag] = Emission(boundary, region)
-        count = region.images * vote_words(region.shape, self.p.square) if region.votes else region.total
-        self.step(Opcode.EMIT, votes=int(region.votes), tag=tag, base=region.base, count=count)
+        self.emissions.setdefault(tag, Emission(boundary, region, [])).packets.append(stretches)
+        self.step(Opcode.EMIT, votes=int(region.votes), tag=tag, base=base, count=count)
+
+    def load(self, outside: int, base: int, count: int) -> None:
+        """Ask for bytes of external memory, `outside` from where the spilled activations begin; `wait` for them."""
+        self.step(Opcode.LOAD, address=outside, base=base, count=count)
+
+    def wait(self) -> None:
+        """Until all that was asked for has come."""
+        self.step(Opcode.WAIT)
+
+    def store(self, base: int, outside: int, count: int) -> None:
+        """Put bytes into external memory."""
+        self.step(Opcode.STORE, address=outside, base=base, count=count)
 
     def counters(self) -> None:
         """The counters as they stand."""

@@ -102,17 +102,6 @@ def place_kernel(to: Assembler, conv: QConv, packed: bool) -> Kernel:
     return Kernel(packed, weights, to.layout.biases(bias))
 
 
-def convolution(to: Assembler, conv: QConv, here: Region, mapping: Mapping, pitch: int = 0) -> Region:
-    """A convolution of maps (H, W, C), or of capsules (H, W, types, dim) taken as such, into a new region of maps, its
-    rows `pitch` bytes apart or else without a gap.
-    """
-    out = to.layout.place(output_shape(conv, here.shape), conv.mac.out, pitch)
-    kernel = place_kernel(to, conv, mapping.packed)
-    for stripe in stripes(mapping, to.p.batch, out.shape[0]):
-        convolve(to, conv, kernel, stripe, here, out)
-    return out
-
-
 def convolve(to: Assembler, conv: QConv, kernel: Kernel, stripe: Stripe, here: Region, out: Region) -> None:
     """The job that computes one stripe of the output `out` from the input `here`."""
     p = to.p
@@ -135,17 +124,17 @@ def convolve(to: Assembler, conv: QConv, kernel: Kernel, stripe: Stripe, here: R
         last_lanes=segment - (chunks - 1) * p.rows,
         columns=p.columns,
         last_columns=cout - (blocks - 1) * p.columns,
-        a_base=(here.base + stripe.image * here.size + x + y) % (1 << ADDRESS),
+        a_base=(here.base + stripe.image * here.image_bytes + x + y) % (1 << ADDRESS),
         a_segment=(row_bytes - run * kernel.packed) % (1 << ADDRESS),
         a_window=run * kernel.packed,
         a_chunk=p.rows,
-        a_image=here.size,
+        a_image=here.image_bytes,
         a_row=conv.stride * row_bytes,
         a_col=conv.stride * cin,
         b=bounds(x, here.row_values, y, here.size),
-        o_base=out.base + stripe.image * out.size + stripe.top * out.row_bytes,
+        o_base=out.base + stripe.image * out.image_bytes + stripe.top * out.row_bytes,
         o_block=p.columns,
-        o_image=out.size,
+        o_image=out.image_bytes,
         o_row=out.row_bytes,
         o_col=cout,
         **kernel.bias,

@@ -15,9 +15,12 @@ from hw.loops import LEVELS
 from hw.matmul import RESULT
 from hw.parameters import Parameters
 from hw.program import Program, Step
+from hw.spill import piece_bytes
 
 FETCH = isa.WORDS + 2  # of every descriptor, see hw.sequencer
 LATENCY = 50  # cycles from a request for weights to its first beat, unless told otherwise
+BURST = 16  # beats
+_DRAINED = 4  # cycles besides, from a STORE's last piece to its answer
 _DIVISION = 7  # half the cycles of the softmax's divider, which bound it for few classes
 
 
@@ -26,9 +29,10 @@ class Cost:
     """What all descriptors of one operation take for one batch."""
 
     cycles: int = 0  # fetching the descriptors included
-    stalls: int = 0  # of these, waiting for weights
+    stalls: int = 0  # of these, waiting for the bus
     products: int = 0  # lanes that hold operands, summed over the steps
     weight_bytes: int = 0  # that come over the bus
+    spill_bytes: int = 0  # of activations that come and go over it, as whole beats
     jobs: int = 0
 
 
@@ -60,6 +64,7 @@ def predict_steps(piece: Iterable[Step], p: Parameters, latency: int = LATENCY) 
     costs: dict[str, Cost] = {}
     now = 0
     arrived = latency  # when the last word so far has come
+    loaded = 0  # when all of the activations that were asked for are there
     freed: list[int] = []  # when each word's last use was over
     for step in piece:
         if step.opcode == Opcode.HALT:
@@ -83,10 +88,29 @@ def predict_steps(piece: Iterable[Step], p: Parameters, latency: int = LATENCY) 
             else:
                 now += steps(step.fields)
             now += RESULT + 1
+        elif step.opcode in (Opcode.LOAD, Opcode.STORE):
+            beats, pieces = _moved(step.fields, p)
+            cost.spill_bytes += beats * p.bus_bits // 8
+            if step.opcode == Opcode.LOAD:
+                loaded = max(loaded, now + latency) + 1 + pieces
+            else:
+                stall = latency + min(beats, BURST) + _DRAINED
+                now += pieces + 1 + stall
+                cost.stalls += stall
+        elif step.opcode == Opcode.WAIT:
+            cost.stalls += max(0, loaded - now)
+            now = max(now, loaded)
         else:
             now += _side_unit(step, p.lanes)
         cost.cycles += now - begin
     return costs
+
+
+def _moved(transfer: dict[str, int], p: Parameters) -> tuple[int, int]:
+    """Beats of the bus, and pieces (`hw.spill`), in which the bytes of a LOAD or STORE move."""
+    bus = p.bus_bits // 8
+    end = transfer["address"] % bus + transfer["count"]
+    return -(-end // bus), -(-end // piece_bytes(p))
 
 
 def _side_unit(step: Step, lanes: int) -> int:

@@ -86,6 +86,7 @@ def generate(
         "image_address": program.image.base,
         "image_pitch": program.image.row_bytes,
         "mapping": {layer: candidate.way for layer, candidate in mapping.chosen.items()},
+        "spill_bytes": program.spill_bytes,
         "boundaries": [
             {
                 "tag": tag,
@@ -94,6 +95,7 @@ def generate(
                 "coding": e.region.coding.kind,
                 "votes": e.region.votes,
                 "pitch": e.region.pitch,
+                "packets": e.packets,
             }
             for tag, e in sorted(program.emissions.items())
         ],

@@ -1,10 +1,13 @@
 """Where things lie: places in the accelerator's memories, and what is loaded into them.
 
 A tensor takes the first gap in the activation memory that is large enough, with the images of the batch one behind the
-other, and gives it back when nothing will read it any more. Weights lie in external memory in the order of their use.
+other, and gives it back when nothing will read it any more; so in external memory, where it does not fit. Weights lie
+there in the order of their use.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,35 +18,74 @@ from hw.program import Packet, Region
 from model.qnetwork import Coding
 
 
-class Layout:
-    """Gives out places for an array of this size, and so finds how large its memories must be."""
+class NoRoom(Exception):
+    """The activation memory may not be as large."""
 
-    def __init__(self, parameters: Parameters) -> None:
-        self._p = parameters
-        self._weights: list[NDArray[np.uint8]] = []  # words (rows, columns)
-        self._biases: list[NDArray[np.int32]] = []  # words (columns,)
-        self._squash_tables: list[NDArray[np.uint16]] = []
-        self._exp_tables: list[NDArray[np.uint16]] = []
-        self._taken: dict[int, int] = {}  # places in the activation memory: from where to where
-        self.activation_bytes = 0
-        self.vote_words = 1
 
-    def place(self, shape: tuple[int, ...], coding: Coding, pitch: int = 0) -> Region:
-        """A place for a tensor of every image of the batch, its rows `pitch` bytes apart or else without a gap."""
-        size = Region(shape, coding, 0, self._p.batch, pitch=pitch).total
+class Space:
+    """A memory in which tensors take the first gap that is large enough, at multiples of `unit` bytes."""
+
+    def __init__(self, unit: int, limit: int | None = None) -> None:
+        self._unit, self._limit = unit, limit
+        self._taken: dict[int, int] = {}  # from where to where
+        self.most = 0  # bytes that were ever needed
+
+    def take(self, size: int) -> int:
+        """The first byte of a place for so many. Raises NoRoom when it would end beyond the limit."""
         base = 0
         for start, end in sorted(self._taken.items()):
             if start - base >= size:
                 break
             base = end
-        self._taken[base] = base + -(-size // 4) * 4
-        self.activation_bytes = max(self.activation_bytes, self._taken[base])
-        return Region(shape, coding, base, self._p.batch, pitch=pitch)
+        end = base + -(-size // self._unit) * self._unit
+        if self._limit is not None and end > self._limit:
+            raise NoRoom
+        self._taken[base] = end
+        self.most = max(self.most, end)
+        return base
+
+    def give_back(self, base: int) -> None:
+        """End the place that begins there."""
+        del self._taken[base]
+
+    def copy(self) -> Space:
+        """The same, to try places in."""
+        same = Space(self._unit, self._limit)
+        same._taken, same.most = dict(self._taken), self.most
+        return same
+
+
+class Layout:
+    """Gives out places for an array of this size, and so finds how large its memories must be: the activation memory at
+    most `limit` bytes.
+    """
+
+    def __init__(self, parameters: Parameters, limit: int | None = None) -> None:
+        self._p = parameters
+        self._weights: list[NDArray[np.uint8]] = []  # words (rows, columns)
+        self._biases: list[NDArray[np.int32]] = []  # words (columns,)
+        self._squash_tables: list[NDArray[np.uint16]] = []
+        self._exp_tables: list[NDArray[np.uint16]] = []
+        self.chip = Space(4, limit)  # the activation memory
+        self.outside = Space(parameters.bus_bits // 8)  # external memory, for tensors that are spilled
+        self.vote_words = 1
+
+    def place(self, shape: tuple[int, ...], coding: Coding, pitch: int = 0) -> Region:
+        """A place for a tensor of every image of the batch, its rows `pitch` bytes apart or else without a gap.
+
+        Raises NoRoom.
+        """
+        size = Region(shape, coding, 0, self._p.batch, pitch=pitch).total
+        return Region(shape, coding, self.chip.take(size), self._p.batch, pitch=pitch)
+
+    def put(self, region: Region, external: bool) -> Region:
+        """A place for a region that has none, on the chip or not. Raises NoRoom."""
+        return replace(region, base=(self.outside if external else self.chip).take(region.total), external=external)
 
     def release(self, *regions: Region) -> None:
         """Give back the places of tensors that nothing will read any more."""
         for region in regions:
-            del self._taken[region.base]
+            (self.outside if region.external else self.chip).give_back(region.base)
 
     def reserve_votes(self, words: int) -> None:
         """Votes begin at word 0 of their memory, which holds those of one layer at a time."""

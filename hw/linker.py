@@ -13,8 +13,8 @@ from hw.program import Packet, Program, Region, Step
 from model.errors import RedcaneError
 
 
-def link(assembler: Assembler, image: Region) -> Program:
-    """The program of all steps, for images at `image`.
+def link(assembler: Assembler, image: Region, inputs: dict[str, list[Region]]) -> Program:
+    """The program of all steps, for images at `image`, of layers with these inputs.
 
     Raises RedcaneError for a step that its descriptor cannot express.
     """
@@ -24,7 +24,8 @@ def link(assembler: Assembler, image: Region) -> Program:
     code = np.array([word for s in plain + traced for word in _encode(s)], np.uint32)
     parameters = replace(
         p,
-        activation_bytes=_power_of_two(layout.activation_bytes + p.lanes),
+        spill=any(step.opcode in (Opcode.LOAD, Opcode.STORE) for step in plain),
+        activation_bytes=_power_of_two(layout.chip.most + p.lanes),
         vote_words=layout.vote_words,
         bias_words=max(2, layout.bias_words),
         pixels=assembler.pixels,
@@ -34,7 +35,10 @@ def link(assembler: Assembler, image: Region) -> Program:
     )
     setup = [Packet(Target.PROGRAM, 0, code), *layout.setup()]
     entries = 0, len(plain) * isa.WORDS
-    return Program(parameters, setup, layout.weight_bytes(), plain, traced, *entries, image, assembler.emissions)
+    return Program(
+        parameters, setup, layout.weight_bytes(), plain, traced, *entries, image, inputs, layout.outside.most,
+        assembler.emissions,
+    )  # fmt: skip
 
 
 def with_fetches(steps: list[Step], word_bytes: int) -> list[Step]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from model.errors import RedcaneError
 
+MAX_ACTIVATION_BYTES = 1 << 24  # what descriptors can address
+
 
 @dataclass(frozen=True)
 class MultiplierKind:
@@ -31,8 +33,12 @@ class Size:
     batch: int = 1  # images that are computed together and share every fetch of weights
     bus_bits: int = 512  # of the stream of weights, at most an array word
     weight_words: int = 256  # array words that are fetched ahead
+    activation_bytes: int | None = None  # of the activation memory; else as many as the network needs
 
     def __post_init__(self) -> None:
+        limit = self.activation_bytes
+        if limit is not None and (not 128 <= limit <= MAX_ACTIVATION_BYTES or limit & (limit - 1)):
+            raise RedcaneError(f"accelerator: {limit:,} bytes of activations; take a power of two of up to 16 MiB")
         for name, low, high in (("batch", 1, 64), ("weight_words", 2, 65536)):
             if not low <= getattr(self, name) <= high:
                 raise RedcaneError(f"accelerator: {name} is {getattr(self, name)}; it should be {low} to {high}")

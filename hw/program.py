@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,8 @@ class Region:
     images: int = 1  # one behind the other, `size` bytes each
     votes: bool = False  # in the vote memory: padded words, see VoteMemory
     pitch: int = 0  # bytes from a row (of the first axis) to the next, where there are more than the row has values
+    apart: int = 0  # bytes from an image to the next where they are not `size`, as only some rows are there
+    external: bool = False  # in external memory: `base` counts from where the spilled activations begin
 
     @property
     def row_values(self) -> int:
@@ -41,6 +44,11 @@ class Region:
         return max(1, math.prod(self.shape[:1]) * self.row_bytes)
 
     @property
+    def image_bytes(self) -> int:
+        """Bytes from an image to the next."""
+        return self.apart or self.size
+
+    @property
     def total(self) -> int:
         """Bytes of all images."""
         return self.images * self.size
@@ -48,10 +56,13 @@ class Region:
 
 @dataclass(frozen=True)
 class Emission:
-    """The packet with this tag on the output stream carries this boundary."""
+    """The packets with this tag on the output stream carry this boundary: each of them some stretches (begin, end) of
+    its bytes, counted through all images of the batch. One packet carries all, unless the boundary is made in pieces.
+    """
 
     boundary: str
     region: Region
+    packets: list[list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,8 @@ class Program:
     entry: int  # images to classes, nothing else emitted
     traced_entry: int  # the same with every boundary emitted
     image: Region
+    inputs: dict[str, list[Region]] = field(repr=False)  # of each layer: where they lie when it begins
+    spill_bytes: int  # of external memory, for activations
     emissions: dict[int, Emission]  # by tag; all but CLASS_TAG and COUNTERS_TAG belong to the traced entry
 
     CLASS_TAG = 0
@@ -105,10 +118,7 @@ class Program:
     @staticmethod
     def region_packet(region: Region, codes: Codes) -> Packet:
         """The packet that puts a batch of codes (N, ...) into a region of activations; what is missing is zeros."""
-        filled = np.zeros((region.images, region.size // region.row_bytes, region.row_bytes), np.uint8)
-        rows = to_bytes(region.coding, codes).reshape(len(codes), -1, region.row_values)
-        filled[: len(codes), :, : region.row_values] = rows
-        return Packet(Target.ACTIVATIONS, region.base, words32(filled))
+        return Packet(Target.ACTIVATIONS, region.base, words32(region_bytes(region, codes)))
 
     def start_packet(self, traced: bool) -> Packet:
         return Packet(Target.START, self.traced_entry if traced else self.entry, np.zeros(0, np.uint32))
@@ -120,25 +130,26 @@ class Program:
 
     def results_bytes(self, traced: bool) -> int:
         """Bytes of all packets that an inference sends, headers included."""
-        sizes = {tag: self.payload_bytes(emission) for tag, emission in self.emissions.items()}
-        sizes[self.COUNTERS_TAG] = 8 * len(COUNTERS)
-        return sum(4 + -(-sizes[tag] // 4) * 4 for tag in self.packet_tags(traced))
+        tags = self.packet_tags(traced)
+        sizes = [stretches_bytes(packet) for tag in set(tags) - {self.COUNTERS_TAG} for packet in
+                 self.emissions[tag].packets] + [8 * len(COUNTERS)] * tags.count(self.COUNTERS_TAG)  # fmt: skip
+        return sum(4 + -(-size // 4) * 4 for size in sizes)
 
-    def payload_bytes(self, emission: Emission) -> int:
-        """How many bytes the packet of a boundary carries."""
-        region, size = emission.region, self.parameters.square
-        return region.images * vote_words(region.shape, size) * size * size if region.votes else region.total
-
-    def decode(self, emission: Emission, payload: bytes) -> Codes:
-        """The codes of a boundary (N, ...) of all images of the batch out of the bytes of its packet."""
+    def decode(self, emission: Emission, payloads: Sequence[bytes]) -> Codes:
+        """The codes of a boundary (N, ...) of all images of the batch out of the bytes of its packets, in order."""
         region = emission.region
+        whole = np.zeros(sum(map(stretches_bytes, emission.packets)), np.uint8)
+        for packet, sent in zip(emission.packets, payloads, strict=True):
+            payload = np.frombuffer(sent, np.uint8)
+            for begin, end in packet:
+                whole[begin:end], payload = payload[: end - begin], payload[end - begin :]
         if not region.votes:
-            rows = np.frombuffer(payload[: region.total], np.uint8).reshape(region.images, -1, region.row_bytes)
+            rows = whole.reshape(region.images, -1, region.row_bytes)
             raw = rows[..., : region.row_values].reshape(region.images, *region.shape)
         else:
             *places, inputs, classes, dim = region.shape
             size = self.parameters.square
-            words = np.frombuffer(payload, np.uint8).reshape(
+            words = whole.reshape(
                 region.images, *places, -1, classes, -(-dim // size), size, size
             )  # ..., block, j, d block, lane i, d
             votes = np.moveaxis(words, -2, -4).reshape(region.images, *places, -1, classes, words.shape[-3] * size)
@@ -156,6 +167,19 @@ def from_bytes(coding: Coding, raw: NDArray[np.uint8]) -> Codes:
     """The inverse of `to_bytes`."""
     wide = raw.astype(np.int16)
     return np.where(wide > 127, 128 - wide, wide).astype(np.int16) if coding.kind == "signed" else wide
+
+
+def region_bytes(region: Region, codes: Codes) -> NDArray[np.uint8]:
+    """A batch of codes (N, ...) as its bytes lie in a region of activations; what is missing is zeros."""
+    filled = np.zeros((region.images, region.size // region.row_bytes, region.row_bytes), np.uint8)
+    rows = to_bytes(region.coding, codes).reshape(len(codes), -1, region.row_values)
+    filled[: len(codes), :, : region.row_values] = rows
+    return filled.reshape(-1)
+
+
+def stretches_bytes(stretches: Iterable[tuple[int, int]]) -> int:
+    """The bytes in these stretches (begin, end) together."""
+    return sum(end - begin for begin, end in stretches)
 
 
 def vote_words(shape: tuple[int, ...], size: int) -> int:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from hw.assembler import MAX_PIXELS, Assembler
-from hw.convolution import bounds, kernel_words
+from hw.convolution import bounds, kernel_words, output_shape
 from hw.isa import ADDRESS, Opcode
 from hw.parameters import Parameters
 from hw.program import Region, to_bytes, vote_words
@@ -166,6 +166,18 @@ def conv_capsules_3d(to: Assembler, layer: QConvCaps3D, u: Region) -> Region:
                 **biased,
             )
     return _route(to, layer, votes)
+
+
+def routing_bytes(layer: Routed, batch: int, shapes: list[tuple[int, ...]]) -> list[int]:
+    """The bytes of each place that a layer takes besides its inputs, of these shapes, in the order of their taking."""
+    if isinstance(layer, QClassCaps):
+        inputs, _, classes, dim = layer.weights.shape
+        places = batch
+    else:
+        height, width, cout = output_shape(layer.conv, shapes[0])
+        inputs, classes, dim = layer.in_types, cout // layer.capsule_dim, layer.capsule_dim
+        places = batch * height * width
+    return [places * classes * inputs] * 3 + [places * classes * dim] * 2
 
 
 def _route(to: Assembler, layer: Routed, votes: Region) -> Region:

@@ -68,7 +68,7 @@ class StoreUnit(wiring.Component):
     """Runs a STORE descriptor (`hw.isa.TRANSFER`): asks for its place by `requests`, sends its beats, and is `done`
     when `responses` says that all of them are in memory.
 
-    Cycles from `start` to `done`: 3 + pieces, those of the first beat before `address` included, and those in which it
+    Cycles from `start` to `done`: 1 + pieces, those of the first beat before `address` included, and those in which it
     is `stalled`: what takes the beats has no room, or they are on their way.
     """
 

@@ -43,11 +43,15 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self._weights = self.memory.place(self.program.weights)
+        self._activations = self.memory.reserve(self.program.spill_bytes)
 
-    def add(self, beats: NDArray[np.uint32], answer: Answer | None = None) -> None:
-        """A run that plays these beats of commands."""
+    def add(
+        self, beats: NDArray[np.uint32], answer: Answer | None = None, activations: NDArray[np.uint8] | None = None
+    ) -> None:
+        """A run that plays these beats of commands, and finds these spilled activations."""
         size = answer.program.results_bytes(answer.traced) if answer else 0
-        self.runs.append((self.memory.run(self._weights, beats, size), answer))
+        spilled = self._activations if activations is None else self.memory.place(activations)
+        self.runs.append((self.memory.run(self._weights, beats, size, spilled), answer))
 
     def simulate(
         self,
@@ -78,7 +82,8 @@ class Experiment:
         word = p.rows * p.columns
         uses = 4 * len(self.program.weights) // word * (p.pixels + p.word_beats)
         beats = max(run.commands_beats for run, _ in self.runs)
-        return 4 * beats + 16 * p.activation_bytes + uses + (64 + word) * p.vote_words + 100_000
+        activations = p.activation_bytes + 4 * self.program.spill_bytes
+        return 4 * beats + 16 * activations + uses + (64 + word) * p.vote_words + 100_000
 
 
 @contextmanager

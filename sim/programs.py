@@ -74,7 +74,8 @@ def _simulated(sources: Sequence[Path], cases: Sequence[Case], options: dict[str
         image = program.image_packet(case.images)
         commands = beats_of([*program.setup, image, program.start_packet(True), image, program.start_packet(False)])
         results = program.results_bytes(True) + program.results_bytes(False)
-        runs.append(memory.run(memory.place(program.weights), commands, results))
+        weights, activations = memory.place(program.weights), memory.reserve(program.spill_bytes)
+        runs.append(memory.run(weights, commands, results, activations))
     with tempfile.TemporaryDirectory(prefix="redcane-programs-") as scratch:
         done = Path(scratch, "done")
         try:
@@ -92,7 +93,7 @@ def room(program: Program) -> int:
     """More bytes than a case takes in memory."""
     setup = sum(4 * (2 + len(packet.words)) for packet in program.setup)
     results = program.results_bytes(True) + program.results_bytes(False)
-    return len(program.weights) + setup + 4 * program.image.total + results + 4 * PAGE
+    return len(program.weights) + program.spill_bytes + setup + 4 * program.image.total + results + 5 * PAGE
 
 
 def _fault(case: Case, outcome: Outcome) -> Fault | None:

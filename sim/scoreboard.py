@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hw import isa
 from hw.cycles import predict
-from hw.program import Emission, Program
+from hw.program import Emission, Program, stretches_bytes
 from model import reference
 from model.qnetwork import Codes
 
@@ -38,17 +38,21 @@ class Scoreboard:
             got_tags = [tag for tag, _ in packets]
             self._differ(number, "packets", [], f"tags {tags}", f"tags {got_tags}")
             return
+        payloads: dict[int, list[bytes]] = {}  # of each boundary, which comes in one packet or several
         for tag, payload in packets:
             if tag == program.COUNTERS_TAG:
                 values = np.frombuffer(payload, "<u8").tolist()
                 self.counters.append(dict(zip(isa.COUNTERS, values, strict=True)))
                 continue
-            emission = program.emissions[tag]
-            wanted_size = program.payload_bytes(emission)
-            if len(payload) != wanted_size:
-                self._differ(number, emission.boundary, [], f"{wanted_size} bytes", f"{len(payload)} bytes")
+            emission, sent = program.emissions[tag], payloads.setdefault(tag, [])
+            sent.append(payload)
+            if len(sent) < len(emission.packets):
                 continue
-            got = program.decode(emission, payload)[: len(traces)]
+            sizes, wanted = [len(packet) for packet in sent], [stretches_bytes(packet) for packet in emission.packets]
+            if sizes != wanted:
+                self._differ(number, emission.boundary, [], f"{wanted} bytes", f"{sizes} bytes")
+                continue
+            got = program.decode(emission, sent)[: len(traces)]
             for index, trace in enumerate(traces):
                 self._compare(number + index, emission, got[index], trace[emission.boundary])
             if tag == program.CLASS_TAG:
@@ -79,13 +83,18 @@ def by_layer(program: Program, counters: list[dict[str, int]]) -> dict[str, dict
     }
 
 
+def moving_cycles(counted: dict[str, int]) -> int:
+    """The cycles in which nothing waited for the bus or for the receiver."""
+    return counted["cycles"] - sum(counted[f"{what}_stalls"] for what in ("weight", "load", "store", "output"))
+
+
 def cycle_fault(program: Program, layers: dict[str, dict[str, int]]) -> Fault | None:
     """The first layer whose cycles are not those of the cycle model, but for what the bus holds up."""
     wanted = dict.fromkeys(layers, 0)
     for label, cost in predict(program).items():
         wanted[_layer(label)] += cost.cycles - cost.stalls
     for layer, counted in layers.items():
-        cycles = counted["cycles"] - counted["weight_stalls"] - counted["output_stalls"]
+        cycles = moving_cycles(counted)
         if cycles != wanted[layer]:
             return {"image": 0, "boundary": f"{layer}: cycles", "index": [], "expected": wanted[layer], "got": cycles}
     return None

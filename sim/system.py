@@ -109,11 +109,12 @@ class Memory:
         address, self.end = self.end, self.end + -(-size // PAGE) * PAGE
         return address
 
-    def run(self, weights: int, beats: NDArray[np.uint32], results_size: int) -> Run:
-        """A run that plays these beats of commands, with its program's weights at `weights`, and room for its results.
+    def run(self, weights: int, beats: NDArray[np.uint32], results_size: int, activations: int = 0) -> Run:
+        """A run that plays these beats of commands, with its program's weights at `weights`, room for what it spills at
+        `activations`, and room for its results.
         """
         commands = self.place(beats.astype("<u4").view(np.uint8))
-        return Run(commands, len(beats), weights, self.reserve(results_size), results_size)
+        return Run(commands, len(beats), weights, self.reserve(results_size), results_size, activations)
 
 
 def beats_of(packets: Sequence[Packet]) -> NDArray[np.uint32]:

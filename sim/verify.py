@@ -16,13 +16,13 @@ from hw.compiler import compile_network
 from hw.cycles import predict
 from hw.layer_program import layer_program, layers_of
 from hw.parameters import MultiplierKind, Size
-from hw.program import Program
+from hw.program import Program, region_bytes
 from model import reference
 from model.errors import RedcaneError
 from model.files import read_bounded
 from model.qnetwork import Codes, QNetwork
 from sim.experiment import Answer, Experiment
-from sim.scoreboard import Scoreboard, by_layer
+from sim.scoreboard import Scoreboard, by_layer, moving_cycles
 from sim.system import Outcome, beats_of
 
 MAX_PROGRAM = 256 * 2**20
@@ -84,7 +84,6 @@ def single_layers(
     """
     program, _ = load_program(network, rtl)
     size = program.parameters.batch
-    regions = {emission.boundary: emission.region for emission in program.emissions.values()}
     reads = {layer.name: sources for layer, sources in network.sources()}
     traces = [reference.run(network, image) for image in images]
     experiment = Experiment(rtl, program, back_pressure, seed)
@@ -92,13 +91,16 @@ def single_layers(
         alone = layer_program(program, layer)
         for start in range(0, len(images), size):
             batch = traces[start : start + size]
-            inputs = [
-                program.region_packet(regions[boundary], np.stack([trace[boundary] for trace in batch]))
-                for boundary in reads[layer]
-            ]
+            inputs, spilled = [], np.zeros(program.spill_bytes, np.uint8)
+            for boundary, region in zip(reads[layer], program.inputs[layer], strict=True):
+                codes = np.stack([trace[boundary] for trace in batch])
+                if region.external:
+                    spilled[region.base : region.base + region.total] = region_bytes(region, codes)
+                else:
+                    inputs.append(program.region_packet(region, codes))
             for traced in (True, False):
                 beats = beats_of([*alone.setup, *inputs, alone.start_packet(traced)])
-                experiment.add(beats, Answer(alone, start, batch, traced))
+                experiment.add(beats, Answer(alone, start, batch, traced), spilled)
     return experiment
 
 
@@ -127,7 +129,7 @@ def layer_results(experiment: Experiment, outcomes: list[Outcome]) -> dict[str, 
         if not answer.traced and board.counters:
             counters = board.counters[-1]
             result.images += len(answer.traces)
-            result.cycles += counters["cycles"] - counters["weight_stalls"] - counters["output_stalls"]
+            result.cycles += moving_cycles(counters)
             result.predicted += sum(cost.cycles - cost.stalls for cost in predict(answer.program).values())
             result.busy_pe_cycles += counters["busy_pe_cycles"]
     return results

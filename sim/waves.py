@@ -66,6 +66,8 @@ def record(experiment: Experiment, mismatch: Mismatch, path: Path) -> Window:
     if what["boundary"] not in tags or (not what["index"] and what["boundary"] != "class"):
         raise RedcaneError(f"waveforms: {what['boundary']} has no single value that is wrong; look at its packets")
     tag = tags[what["boundary"]]
+    if program.emissions[tag].region.external:
+        raise RedcaneError(f"waveforms: {what['boundary']} does not lie on the chip; give it a larger activation_kib")
     bank, word = place(program, program.emissions[tag], what["image"] - answer.image, what["index"])
     offset = isa.EMIT["tag"].offset
     text = _MODULE.format(

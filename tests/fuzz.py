@@ -35,6 +35,7 @@ from hw.generate import TOP
 from hw.mapping import Candidate, NetworkMapping, Rank, best, map_network
 from hw.parameters import MultiplierKind, Parameters, Size
 from hw.pe import PE
+from hw.program import Program
 from hw.system import System
 from hw.verilog import to_verilog
 from model import qfile, reference
@@ -62,7 +63,7 @@ ROOM = {
     "squash_tables": 16,
     "exp_tables": 4,
 }
-FEATURES = "affine", "split", "padding", "shared_kernels", "adder", "row_ends"
+FEATURES = "affine", "split", "padding", "shared_kernels", "adder", "row_ends", "spill"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Build:
     hold: float
     deepcaps: bool
     row_ends: int
+    spill: bool
 
     @property
     def kinds(self) -> tuple[MultiplierKind, ...]:
@@ -91,11 +93,12 @@ class Build:
     def parameters(self) -> Parameters:
         return Parameters(
             self.kinds, self.rows, self.columns, self.affine, self.split, padding=True, shared_kernels=self.deepcaps,
-            adder=self.deepcaps, row_ends=self.row_ends, bus_bits=self.bus_bits, weight_words=self.weight_words, **ROOM,
+            adder=self.deepcaps, row_ends=self.row_ends, spill=self.spill, bus_bits=self.bus_bits,
+            weight_words=self.weight_words, **ROOM,
         )  # fmt: skip
 
-    def size(self, batch: int) -> Size:
-        return Size(self.rows, self.columns, batch, self.bus_bits, self.weight_words)
+    def size(self, batch: int, activation_bytes: int | None = None) -> Size:
+        return Size(self.rows, self.columns, batch, self.bus_bits, self.weight_words, activation_bytes)
 
     def write(self, folder: Path) -> list[Path]:
         """The Verilog, and where it is."""
@@ -119,19 +122,21 @@ def build(number: int) -> Build:
         rows, columns, int(rng.choice(buses)), int(rng.choice([2, 4, 16, 256])), rng.random() < 0.8,
         rng.random() < 0.8, tuple(str(n) for n in rng.permutation(held)), int(rng.integers(1, 100)),
         float(rng.choice([0.0, 0.3, 0.6], p=[0.5, 0.4, 0.1])), rng.random() < 0.5, int(rng.choice([0, 2, 4, 4])),
+        rng.random() < 0.5,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A network, how many images a batch has, where their codes come from, and where the way comes from in which the
-    network lies on the array.
+    """A network, how many images a batch has, where their codes come from, where the way comes from in which the
+    network lies on the array, and whether its activations have as little room on the chip as they can.
     """
 
     network: QNetwork
     batch: int
     images_seed: int
     mapping_seed: int
+    narrow: bool
 
     @property
     def key(self) -> str:
@@ -155,10 +160,18 @@ class Drawn:
         p = replace(chosen.parameters, batch=self.batch)
         return map_network(self.network, p, choose, p.pixels if self.mapping_seed % 2 else int(rng.integers(10, 64)))
 
+    def compiled(self, chosen: Build) -> Program:
+        """For the least activation memory that will do, if that is wanted. Raises RedcaneError."""
+        mapping = self.mapping(chosen)
+        for limit in (128, 256, 512, 1024, 2048) if self.narrow else ():
+            with suppress(RedcaneError):
+                return compile_network(self.network, chosen.kinds, chosen.size(self.batch, limit), mapping)
+        return compile_network(self.network, chosen.kinds, chosen.size(self.batch), mapping)
+
     def case(self, chosen: Build) -> Case | None:
         """Compiled for an accelerator; None where it has no room for it."""
         try:
-            program = compile_network(self.network, chosen.kinds, chosen.size(self.batch), self.mapping(chosen))
+            program = self.compiled(chosen)
         except RedcaneError:
             return None
         needed, room = program.parameters, chosen.parameters
@@ -169,14 +182,16 @@ class Drawn:
 @st.composite
 def drawn(draw: st.DrawFn, chosen: Build) -> Drawn:
     """A network with an assignment of the multipliers that the accelerator holds."""
-    network = draw(deepcaps() if chosen.deepcaps and draw(st.booleans()) else networks())
+    narrow = chosen.spill and draw(st.booleans())
+    network = draw(deepcaps() if chosen.deepcaps and draw(st.booleans()) else networks(wide=narrow))
     by_sign = {sign: [n for n in chosen.multipliers if n.startswith("signed") == sign] for sign in (False, True)}
     assignment = {
         key: draw(st.sampled_from(by_sign[product.format == "twos-complement"]))
         for key, product, _ in network.products()
     }
     network = network.with_components(assignment, TABLES)
-    return Drawn(network, draw(st.integers(1, 3)), draw(st.integers(0, 2**16)), draw(st.integers(0, 2**16)))
+    seeds = st.integers(0, 2**16)
+    return Drawn(network, draw(st.integers(1, 3)), draw(seeds), draw(seeds), narrow)
 
 
 def each_drawn(number: int, chosen: Build, most: int, look: Callable[[Drawn], None], shrink: bool = False) -> None:
@@ -270,7 +285,7 @@ def write_case(case: Path, chosen: Build, one: Drawn, found: Any) -> Path:
     case.mkdir(parents=True, exist_ok=True)
     qfile.save(one.network, case / "qmodel")
     np.save(case / "images.npy", one.images)
-    told = {"build": asdict(chosen), "mapping_seed": one.mapping_seed, "found": found}
+    told = {"build": asdict(chosen), "mapping_seed": one.mapping_seed, "narrow": one.narrow, "found": found}
     (case / "case.json").write_text(json.dumps(told, indent=1) + "\n")
     return case
 
@@ -280,8 +295,8 @@ def replay(case: Path) -> Fault | None:
     told = json.loads((case / "case.json").read_text())
     chosen = Build(**{**told["build"], "multipliers": tuple(told["build"]["multipliers"])})
     network, images = qfile.load(case / "qmodel"), np.load(case / "images.npy", allow_pickle=False)
-    mapping = Drawn(network, len(images), 0, told["mapping_seed"]).mapping(chosen)
-    one = Case(network, compile_network(network, chosen.kinds, chosen.size(len(images)), mapping), images)
+    program = Drawn(network, len(images), 0, told["mapping_seed"], told["narrow"]).compiled(chosen)
+    one = Case(network, program, images)
     with on(chosen) as check:
         return check([one])[0] or emulated(one)
 

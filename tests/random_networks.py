@@ -54,11 +54,14 @@ def requantizer(rng: np.random.Generator, out: Coding, spread: float, relu: bool
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> QNetwork:
-    """A convolution, primary capsules and class capsules of random shapes and constants."""
+def networks(draw: st.DrawFn, wide: bool = False) -> QNetwork:
+    """A convolution, primary capsules and class capsules of random shapes and constants; with `wide`, most values are
+    between the convolutions.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     size, side = st.integers(1, 3), st.integers(1, 5)
-    image = (draw(st.integers(4, 7)), draw(st.integers(4, 7)), draw(size))
+    edge = st.integers(6, 12) if wide else st.integers(4, 7)
+    image = (draw(edge), draw(edge), draw(size))
     formats = {name: draw(st.sampled_from(FORMATS)) for name in ("conv1", "primary", "votes", "routing")}
     tables = {name: wild_table(rng) for name in ("wild", "wilder")} | {"exact": EXACT}
     signed_tables = {f"signed_{name}": table.view(np.int16) for name, table in tables.items()}
@@ -76,7 +79,8 @@ def networks(draw: st.DrawFn) -> QNetwork:
 
     def conv(name: str, x: np.ndarray, a: Coding, out: Coding, cout: int, relu: bool) -> tuple[QConv, np.ndarray]:
         """A convolution whose bias and requantiser make codes of x (H, W, C) spread, and the codes that they become."""
-        padding, stride, kh, kw = draw(st.integers(0, 1)), draw(st.integers(1, 2)), draw(side), draw(side)
+        padding, kh, kw = draw(st.integers(0, 1)), draw(side), draw(side)
+        stride = 2 if wide and name == "primary" else draw(st.integers(1, 2))
         kh, kw = min(kh, x.shape[0]), min(kw, x.shape[1])
         b = operand(formats[name])
         weights = codes(rng, b, (cout, kh, kw, x.shape[2]))
@@ -90,12 +94,14 @@ def networks(draw: st.DrawFn) -> QNetwork:
         return made, mac.requantizer(reference.convolution(made, table, x))
 
     input_, between, coupling = (unit_interval(formats[name]) for name in ("conv1", "primary", "routing"))
-    conv1, x = conv("conv1", codes(rng, input_, image), input_, between, draw(size), relu=True)
+    channels = draw(st.integers(3, 9) if wide else size)
+    conv1, x = conv("conv1", codes(rng, input_, image), input_, between, channels, relu=True)
     types, dim = draw(size), draw(st.integers(1, 8))
     primary, x = conv("primary", x, between, SIGNED, types * dim, relu=False)
     u = operand(formats["votes"])
     inputs = x.shape[0] * x.shape[1] * types
-    classes, class_dim = draw(st.sampled_from((3, 2, 5, 1))), draw(st.sampled_from((3, 2, 5, 1)))
+    classes = draw(st.sampled_from((1, 2) if wide else (3, 2, 5, 1)))
+    class_dim = draw(st.sampled_from((3, 2, 5, 1)))
     weight, vote, v = operand(formats["votes"]), operand(formats["routing"]), operand(formats["routing"])
     routing = formats["routing"]
     layers = (

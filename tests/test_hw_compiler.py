@@ -54,7 +54,7 @@ def test_rows_apart_are_read_as_they_were_written(shape: list[int], gap: int, im
     assert packet.address == 8 and 4 * len(packet.words) == -(-region.total // 4) * 4
     raw = packet.words.view(np.uint8)
     program = SimpleNamespace(parameters=None)
-    read = Program.decode(program, Emission("maps", region), raw.tobytes())  # type: ignore[arg-type]  # reads no more
+    read = Program.decode(program, Emission("maps", region, [[(0, region.total)]]), [raw[: region.total].tobytes()])  # type: ignore[arg-type]  # reads no more
     assert np.array_equal(read[:images], codes) and not read[images:].any()
     first_of_second_row = raw[region.size + region.pitch] if shape[0] > 1 and images > 1 else None
     if first_of_second_row is not None:

@@ -28,7 +28,7 @@ def test_places_do_not_overlap(wishes: list[tuple[int, int]], batch: int) -> Non
             places.release(alive.pop(leaving))
         region = places.place((size,), CODING)
         assert region.base % 4 == 0 and region.total == batch * size
-        assert region.base + region.total <= places.activation_bytes
+        assert region.base + region.total <= places.chip.most
         for other in alive:
             assert other.base + other.total <= region.base or region.base + region.total <= other.base
         alive.append(region)
@@ -40,7 +40,7 @@ def test_a_gap_is_used_again() -> None:
     places.release(first)
     assert places.place((13,), CODING).base == 24  # it does not fit
     assert places.place((12,), CODING).base == 0
-    assert places.activation_bytes == 40
+    assert places.chip.most == 40
 
 
 def test_equal_tables_and_zero_biases_take_no_room() -> None:
