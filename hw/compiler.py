@@ -43,10 +43,8 @@ def compile_network(
 
     Raises RedcaneError when the network does not fit or names a multiplier that the PEs lack.
     """
-    parameters = _parameters(network, kinds, size)
-    mapping = mapping or map_network(network, parameters)
-    parameters = replace(parameters, split=mapping.split, row_ends=mapping.row_ends)
-    given = size.activation_bytes
+    parameters, given = _parameters(network, kinds, size), size.activation_bytes
+    mapping = mapping or best_mapping(network, kinds, size)
     try:
         return _compile(network, parameters, mapping, given)
     except NoRoom as problem:
@@ -63,6 +61,7 @@ def _compile(network: QNetwork, parameters: Parameters, mapping: NetworkMapping,
 
     Raises NoRoom with the name of the layer that does not fit.
     """
+    parameters = replace(parameters, split=mapping.split, row_ends=mapping.row_ends)
     to = Assembler(parameters, Layout(parameters, None if given is None else given - parameters.lanes))
     tensors = Tensors(to, network)
     layer_name = "the input"
@@ -98,12 +97,17 @@ def _has_room(network: QNetwork, parameters: Parameters, mapping: NetworkMapping
 
 
 def best_mapping(network: QNetwork, kinds: tuple[MultiplierKind, ...], size: Size) -> NetworkMapping:
-    """The best way for a network to lie on an accelerator of this size whose PEs hold the multipliers `kinds`.
+    """The best way for a network to lie on an accelerator of this size whose PEs hold the multipliers `kinds`. Where
+    its activation memory is too small for rows that lie apart, none do.
 
     Raises RedcaneError when the accumulators do not hold a row of a convolution's output, or the network names a
     multiplier that the PEs lack.
     """
-    return map_network(network, _parameters(network, kinds, size))
+    parameters, given = _parameters(network, kinds, size), size.activation_bytes
+    mapping = map_network(network, parameters)
+    if mapping.pitches and given is not None and not _has_room(network, parameters, mapping, given):
+        return map_network(network, parameters, gaps=False)
+    return mapping
 
 
 def _parameters(network: QNetwork, kinds: tuple[MultiplierKind, ...], size: Size) -> Parameters:

@@ -97,9 +97,10 @@ class NetworkMapping:
 
 
 def map_network(
-    network: QNetwork, p: Parameters, choose: Choose = best, accumulators: int = MAX_PIXELS
+    network: QNetwork, p: Parameters, choose: Choose = best, accumulators: int = MAX_PIXELS, gaps: bool = True
 ) -> NetworkMapping:
-    """The best way for every layer that has several; `choose` and fewer `accumulators` are for tests.
+    """The best way for every layer that has several, all tensors without `gaps` between their rows if there is no room
+    for them; `choose` and fewer `accumulators` are for tests.
 
     Raises RedcaneError when the accumulators do not hold a row of a convolution's output.
     """
@@ -110,7 +111,7 @@ def map_network(
         if not convolving:
             continue
         pitches = {0}
-        if len(convolving) == len(readers) and _may_have_gaps(network, boundary):
+        if gaps and len(convolving) == len(readers) and _may_have_gaps(network, boundary):
             pitches |= {_pitch(layer.conv, shape, p.lanes) for layer in convolving}
         options = [
             (pitch, {layer.name: _candidates(layer, p, shape, pitch, accumulators) for layer in convolving})

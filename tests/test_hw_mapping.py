@@ -99,3 +99,16 @@ def test_gaps_only_where_all_readers_are_convolutions() -> None:
             assert mapping.pitches.keys() <= {"input", "conv1.mac"}
 
     check()
+
+
+def test_rows_lie_apart_only_where_there_is_room() -> None:
+    """An image of 100 x 5 bytes has rows 19 apart when packed, which are 1,900 bytes."""
+    sizes = {"image": [100, 5, 1], "conv_channels": 1, "conv_kernel": 3, "primary_types": 1, "primary_dim": 4,
+             "primary_kernel": 3, "classes": 2}  # fmt: skip
+    config = Config.load(CONFIGS / "capsnet-mnist.yaml", {f"network.{key}": value for key, value in sizes.items()})
+    network, its_kinds = network_of(config)
+    for kib, pitches in ((None, {"input": 19}), (4, {"input": 19}), (1, {})):
+        size = Size(16, 16, activation_bytes=kib and 1024 * kib)
+        mapping = best_mapping(network, its_kinds, size)
+        assert mapping.pitches == pitches and mapping.convolution("conv1").packed == bool(pitches)
+        assert compile_network(network, its_kinds, size).image.pitch == pitches.get("input", 0)

@@ -66,7 +66,7 @@ def test_every_way_to_lie_on_the_array_makes_the_same_codes(sources: list[Path])
 def test_the_network_that_is_wrong_is_told(sources: list[Path]) -> None:
     """One computes another network's weights, one waits for weights for ever, one takes other cycles than it says."""
     cases = drawn(1, 12)
-    other = replace(cases[3].program, weights=cases[3].program.weights ^ 1)
+    other = replace(cases[3].program, weights=cases[3].program.weights ^ 64)
     cases[3] = replace(cases[3], program=other)
     code = cases[5].program.setup[0]
     assert code.target == Target.PROGRAM
