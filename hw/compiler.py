@@ -142,7 +142,7 @@ def _layer(to: Assembler, layer: Layer, tensors: Tensors, mapping: NetworkMappin
         if isinstance(layer, QClassCaps):
             out = class_capsules(to, layer, sources, mapping.chosen[layer.name].split)
         else:
-            out = conv_capsules_3d(to, layer, sources[0])
+            out = conv_capsules_3d(to, layer, sources[0], mapping.convolution(layer.name))
         to.layout.release(*copies)
         return out
     if isinstance(layer, QAdd):

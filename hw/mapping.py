@@ -23,7 +23,7 @@ from hw.linker import with_fetches
 from hw.packing import RUN, row_ends
 from hw.parameters import Parameters
 from hw.program import Region
-from hw.routing import make_votes, splits, vote_weight_words
+from hw.routing import make_votes, make_votes_3d, splits, vote_kernel_words, vote_weight_words
 from model.errors import RedcaneError
 from model.qnetwork import Layer, QAdd, QClassCaps, QConv, QConvCaps, QConvCaps3D, QConvLayer, QNetwork, QPrimaryCaps
 
@@ -42,8 +42,9 @@ def best(options: Sequence[Any], rank: Rank) -> Any:
 class Candidate:
     """A way to lay a layer on the array, and what the layer's jobs then cost for one batch."""
 
+    sums: str  # how they lie on the rows of the array, in words
     cost: Cost
-    activation_bytes: int  # of inputs and output
+    activation_bytes: int  # of inputs, and of outputs that are no votes
     mapping: Mapping | None = None  # of a convolution
     split: bool = False  # of class capsules: a word of weights is for two input capsules
     pitch: int = 0  # of a convolution: bytes from a row of its input to the next
@@ -53,10 +54,8 @@ class Candidate:
     @property
     def way(self) -> dict[str, Any]:
         """What was chosen, in words and numbers."""
-        if self.mapping is None:
-            return {"sums": "split" if self.split else "whole"}
-        sums = "packed" if self.mapping.packed else "by kernel rows"
-        return {"sums": sums, "images": self.mapping.images, "rows": self.mapping.rows}
+        stripes = {"images": self.mapping.images, "rows": self.mapping.rows} if self.mapping else {}
+        return {"sums": self.sums, **stripes}
 
     @property
     def rank(self) -> tuple[int, int, int]:
@@ -87,9 +86,10 @@ class NetworkMapping:
         assert mapping is not None, f"{layer} has no convolution"
         return mapping
 
-    def _decide(self, layer: str, chosen: Candidate, every: Sequence[Candidate]) -> None:
+    def decide(self, layer: str, chosen: Candidate, every: Sequence[Candidate]) -> None:
+        """Choose for a layer; of what lost, the cheapest of every way is kept."""
         self.chosen[layer] = chosen
-        others: dict[Any, Candidate] = {}  # of the same way, the cheapest
+        others: dict[Any, Candidate] = {}
         for candidate in sorted(every, key=lambda candidate: candidate.rank):
             others.setdefault((candidate.mapping, candidate.split), candidate)
         others.pop((chosen.mapping, chosen.split))
@@ -122,11 +122,16 @@ def map_network(
             result.pitches[boundary] = pitch
         for name, here in found.items():
             every = [candidate for _, elsewhere in options for candidate in elsewhere[name]]
-            result._decide(name, choose(here, lambda candidate: candidate.rank), every)
+            result.decide(name, choose(here, lambda candidate: candidate.rank), every)
     for layer, sources in network.sources():
         if isinstance(layer, QClassCaps):
             every = _class_candidates(layer, p, [shapes[source] for source in sources])
-            result._decide(layer.name, choose(every, lambda candidate: candidate.rank), every)
+        elif isinstance(layer, QConvCaps3D):
+            every = _candidates_3d(layer, p, shapes[sources[0]], accumulators)
+        else:
+            continue
+        result.decide(layer.name, choose(every, lambda candidate: candidate.rank), every)
+    result.chosen = {layer.name: result.chosen[layer.name] for layer in network.layers if layer.name in result.chosen}
     return result
 
 
@@ -183,20 +188,25 @@ def _candidates(
     """The ways of a convolution of maps of this shape and pitch."""
     conv = layer.conv
     height, width, _ = output_shape(conv, shape)
-    if width > accumulators:
-        raise RedcaneError(
-            f"{layer.name}.mac: a row of {width} output pixels does not fit the {accumulators} accumulators of a "
-            "column; take smaller images"
-        )
-    divisions: dict[tuple[int, int], int] = {}  # most images and rows of a stripe, and how many stripes
-    for most in range(p.batch, 0, -1):
-        if rows := min(height, accumulators // (most * width)):
-            images, rows = share(p.batch, most), share(height, rows)
-            divisions.setdefault((images, rows), -(-p.batch // images) * -(-height // rows))
-    few = sorted(divisions, key=divisions.__getitem__)[:FEW]
     here = Region(shape, conv.mac.a, 0, p.batch, pitch=pitch)
+    few = _divisions(f"{layer.name}.mac", p.batch, height, width, accumulators)
     ways = [Mapping(packed, *division) for packed in _packings(conv, p, here) for division in few]
     return [_convolution_cost(conv, p, here, way) for way in ways]
+
+
+def _divisions(label: str, batch: int, height: int, width: int, accumulators: int) -> list[tuple[int, int]]:
+    """The most images and rows of a stripe, for divisions of an output that the accumulators hold, in few stripes."""
+    if width > accumulators:
+        raise RedcaneError(
+            f"{label}: a row of {width} output pixels does not fit the {accumulators} accumulators of a column; "
+            "take smaller images"
+        )
+    found: dict[tuple[int, int], int] = {}  # how many stripes
+    for most in range(batch, 0, -1):
+        if rows := min(height, accumulators // (most * width)):
+            images, rows = share(batch, most), share(height, rows)
+            found.setdefault((images, rows), -(-batch // images) * -(-height // rows))
+    return sorted(found, key=found.__getitem__)[:FEW]
 
 
 def _packings(conv: QConv, p: Parameters, here: Region) -> list[bool]:
@@ -217,7 +227,24 @@ def _convolution_cost(conv: QConv, p: Parameters, here: Region, way: Mapping) ->
     for stripe in divided:
         convolve(to, conv, Kernel(way.packed, (0, words), {}), stripe, here, out)
     ends = row_ends(p.rows, kh, kw * cin) if way.packed else 0
-    return Candidate(_cost(to), here.total + out.total, way, pitch=here.row_bytes, row_ends=ends, stripes=len(divided))
+    sums = "packed" if way.packed else "by kernel rows"
+    activations = here.total + out.total
+    return Candidate(sums, _cost(to), activations, way, pitch=here.row_bytes, row_ends=ends, stripes=len(divided))
+
+
+def _candidates_3d(
+    layer: QConvCaps3D, p: Parameters, shape: tuple[int, ...], accumulators: int
+) -> list[Candidate]:
+    """The ways of the votes of 3D capsules: a column of positions is a job, or several of its stripes are."""
+    height = output_shape(layer.conv, shape)[0]
+    here = Region(shape, layer.conv.mac.a, 0, p.batch)
+    found = []
+    for division in _divisions(f"{layer.name}.votes", p.batch, height, layer.in_types, accumulators):
+        way, to = Mapping(False, *division), _scratch(p)
+        make_votes_3d(to, layer, here, way, Kernel(False, (0, vote_kernel_words(p, layer)), {}))
+        cost = _cost(to)
+        found.append(Candidate("by pixels", cost, here.total, way, pitch=here.row_bytes, stripes=cost.jobs))
+    return found
 
 
 def _class_candidates(layer: QClassCaps, p: Parameters, shapes: Sequence[tuple[int, ...]]) -> list[Candidate]:
@@ -231,7 +258,7 @@ def _class_candidates(layer: QClassCaps, p: Parameters, shapes: Sequence[tuple[i
             make_votes(to, layer, source, first // layer.weights.shape[1], split, (taken, words))
             first, taken = first + source.size, taken + words
         made = math.prod(layer.weights.shape[2:])
-        found.append(Candidate(_cost(to), p.batch * (first + made), split=split))
+        found.append(Candidate("split" if split else "whole", _cost(to), p.batch * (first + made), split=split))
     return found
 
 

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from hw.assembler import MAX_PIXELS, Assembler
-from hw.convolution import bounds, kernel_words, output_shape
+from hw.assembler import Assembler
+from hw.convolution import Kernel, Mapping, bounds, kernel_words, output_shape, stripes
 from hw.isa import ADDRESS, Opcode
 from hw.parameters import Parameters
 from hw.program import Region, to_bytes, vote_words
@@ -100,21 +100,14 @@ def _vote_weights(to: Assembler, layer: QClassCaps, first: int, count: int, toge
     return words.transpose(0, 2, 3, 1, 4, 5)
 
 
-def conv_capsules_3d(to: Assembler, layer: QConvCaps3D, u: Region) -> Region:
+def conv_capsules_3d(to: Assembler, layer: QConvCaps3D, u: Region, mapping: Mapping) -> Region:
     """Votes of the capsules u (H, W, I, Din) by the kernel that all types share, then routing at every position, to
     capsules (P, J, D).
-
-    A job makes the votes of one column of positions. Types and rows share its words of weights; the pixels of a window
-    are apart in memory, as only the capsules of one type count.
     """
     p, conv = to.p, layer.conv
     to.label = f"{layer.name}.votes"
     cout, kh, kw, dim_in = conv.weights.shape
-    classes = cout // layer.capsule_dim
-    height, width = ((size + 2 * conv.padding - k) // conv.stride + 1
-                     for size, k in zip(u.shape[:2], (kh, kw), strict=True))  # fmt: skip
-    votes = Region((height * width, layer.in_types, classes, layer.capsule_dim), conv.mac.out, 0, p.batch, votes=True)
-    dim_blocks = -(-layer.capsule_dim // p.square)
+    classes, dim_blocks = cout // layer.capsule_dim, -(-layer.capsule_dim // p.square)
     # Columns are the dims of one output capsule, or a block of them, as in a vote word.
     kernel = np.zeros((classes, dim_blocks, p.columns, kh, kw, dim_in), np.int16)
     bias = np.zeros((classes, dim_blocks, p.columns), np.int32)
@@ -123,34 +116,53 @@ def conv_capsules_3d(to: Assembler, layer: QConvCaps3D, u: Region) -> Region:
         some = conv.weights.reshape(classes, layer.capsule_dim, kh, kw, dim_in)[:, dims]
         kernel[:, block, : some.shape[1]] = some
         bias[:, block, : some.shape[1]] = conv.bias.reshape(classes, layer.capsule_dim)[:, dims]
-    weights = to.layout.weights(kernel_words(p, conv.mac.b, kernel.reshape(-1, kh * kw, dim_in)))
-    biased = to.layout.biases(bias)
+    words = to.layout.weights(kernel_words(p, conv.mac.b, kernel.reshape(-1, kh * kw, dim_in)))
+    return _route(to, layer, make_votes_3d(to, layer, u, mapping, Kernel(False, words, to.layout.biases(bias))))
+
+
+def vote_kernel_words(p: Parameters, layer: QConvCaps3D) -> int:
+    """Array words of weights for the votes of 3D capsules."""
+    cout, kh, kw, dim_in = layer.conv.weights.shape
+    blocks = cout // layer.capsule_dim * -(-layer.capsule_dim // p.square)
+    return blocks * kh * kw * -(-dim_in // p.rows)
+
+
+def make_votes_3d(to: Assembler, layer: QConvCaps3D, u: Region, mapping: Mapping, kernel: Kernel) -> Region:
+    """The jobs that make the votes of the capsules u (H, W, I, Din), and where these lie.
+
+    A job makes those of one column of positions, or of a stripe of it. Types and rows share its words of weights; the
+    pixels of a window are apart in memory, as only the capsules of one type count.
+    """
+    p, conv = to.p, layer.conv
+    dim_in = conv.weights.shape[3]
+    height, width, cout = output_shape(conv, u.shape)
+    classes, dim_blocks = cout // layer.capsule_dim, -(-layer.capsule_dim // p.square)
+    votes = Region((height * width, layer.in_types, classes, layer.capsule_dim), conv.mac.out, 0, p.batch, votes=True)
     pixel_bytes = layer.in_types * dim_in
     row_bytes = u.shape[1] * pixel_bytes
     chunks = -(-dim_in // p.rows)
     position = vote_words(votes.shape[1:], p.square)
-    stripe = max(1, min(height, MAX_PIXELS // (p.batch * layer.in_types)))
     for left in range(width):
-        for top in range(0, height, stripe):
+        for stripe in stripes(mapping, p.batch, height):
             x = (left * conv.stride - conv.padding) * pixel_bytes
-            y = (top * conv.stride - conv.padding) * row_bytes
+            y = (stripe.top * conv.stride - conv.padding) * row_bytes
             to.matmul(
                 conv.mac,
-                weights,
+                kernel.weights,
                 to_votes=1,
                 by_type=1,
                 blocks=classes * dim_blocks,
-                segments=kh,
-                windows=kw,
+                segments=conv.weights.shape[1],
+                windows=conv.weights.shape[2],
                 chunks=chunks,
-                images=p.batch,
-                rows=min(stripe, height - top),
+                images=stripe.images,
+                rows=stripe.rows,
                 cols=layer.in_types,
                 lanes=p.rows,
                 last_lanes=dim_in - (chunks - 1) * p.rows,
                 columns=p.square,
                 last_columns=p.square,
-                a_base=(u.base + x + y) % (1 << ADDRESS),
+                a_base=(u.base + stripe.image * u.size + x + y) % (1 << ADDRESS),
                 a_segment=row_bytes,
                 a_window=pixel_bytes,
                 a_chunk=p.rows,
@@ -158,14 +170,14 @@ def conv_capsules_3d(to: Assembler, layer: QConvCaps3D, u: Region) -> Region:
                 a_row=conv.stride * row_bytes,
                 a_col=dim_in,
                 b=bounds(x, row_bytes, y, u.size),
-                o_base=(top * width + left) * position,
+                o_base=((stripe.image * height + stripe.top) * width + left) * position,
                 o_block=1,
                 o_image=height * width * position,
                 o_row=width * position,
                 o_col=classes * dim_blocks,
-                **biased,
+                **kernel.bias,
             )
-    return _route(to, layer, votes)
+    return votes
 
 
 def routing_bytes(layer: Routed, batch: int, shapes: list[tuple[int, ...]]) -> list[int]:

@@ -18,7 +18,7 @@ from hw.cycles import predict
 from hw.mapping import map_network
 from hw.packing import row_ends
 from hw.parameters import MultiplierKind, Parameters, Size
-from model.qnetwork import QClassCaps, QNetwork
+from model.qnetwork import QNetwork, Routed
 from tests.random_deepcaps import deepcaps
 from tests.random_networks import networks
 from tests.test_hw_compiler import kinds
@@ -54,7 +54,7 @@ def test_a_way_costs_what_its_piece_of_the_program_does(
         if layer.name not in mapping.chosen:
             continue
         chosen = mapping.chosen[layer.name]
-        made = predicted[f"{layer.name}.{'votes' if isinstance(layer, QClassCaps) else 'mac'}"]
+        made = predicted[f"{layer.name}.{'votes' if isinstance(layer, Routed) else 'mac'}"]
         assert (made.products, made.weight_bytes) == (chosen.cost.products, chosen.cost.weight_bytes)
         assert made.jobs == chosen.cost.jobs == chosen.stripes * len(read)
         if all(sources.count(source) == 1 for source in read):
