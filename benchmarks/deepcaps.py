@@ -1,10 +1,12 @@
 """A DeepCaps of the paper's channel counts on the RTL: every boundary against the reference, cycles layer by layer.
 
     python benchmarks/deepcaps.py configs/deepcaps-mnist.yaml [--weights FILE] [--images 1] [--size 16] [--batch 1]
+        [--activation-kib 64]
 
 The network of a configuration, with the weights of a file (a run's network.safetensors) or else fresh ones (seed 0),
 quantised on images of its dataset with all products exact, classifies test images. Cycles and busy PEs come from the
-counters in the RTL, the cycle model's beside them. Results are kept beside this file as NAME.json, the configuration's.
+counters in the RTL, the cycle model's beside them. Results are kept beside this file as NAME.json, the configuration's,
+or as NAME-64kib.json.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--activation-kib", type=int, help="memory for activations, in place of what the network needs")
     chosen = parser.parse_args()
     config, components = Config.load(chosen.config), load_library("embedded").components
     data = Path(config.data_dir) if config.data_dir else None
@@ -51,7 +54,8 @@ def main() -> None:
         {key: "mul8u_exact" for key, _, _ in network.products()}, {"mul8u_exact": components["mul8u_exact"].table}
     )
     images = image_codes(network, dataset.test.images[: chosen.images])
-    size = Size(chosen.size, chosen.size, chosen.batch)
+    kib = chosen.activation_kib
+    size = Size(chosen.size, chosen.size, chosen.batch, activation_bytes=kib and 1024 * kib)
     begin, cpu = time.monotonic(), os.times()
     with tempfile.TemporaryDirectory() as folder:
         program = generate(network, components, Path(folder), size)
@@ -70,6 +74,7 @@ def main() -> None:
             "cycles": counted["cycles"] / chosen.batch,
             "predicted": predicted[layer] / chosen.batch,
             "weight_stalls": counted["weight_stalls"] / chosen.batch,
+            "spill_stalls": (counted["load_stalls"] + counted["store_stalls"]) / chosen.batch,
             "busy": counted["busy_pe_cycles"] / (counted["cycles"] * pes),
         }
         for layer, counted in result["layers_first_batch"].items()
@@ -87,15 +92,18 @@ def main() -> None:
         "activation_bytes": program.parameters.activation_bytes,
         "vote_bytes": program.parameters.vote_words * program.parameters.square**2,
         "weight_bytes": len(program.weights),
+        "bytes_read": result["bus_last_batch"]["bytes_read"],
+        "bytes_written": result["bus_last_batch"]["bytes_written"],
         "wall_seconds": round(seconds),
         "processor_seconds": round(sum(now[:4]) - sum(cpu[:4])),
         "layers": rows,
     }
-    cells = [[r["layer"], *(f"{r[k]:,.0f}" for k in ("cycles", "predicted", "weight_stalls")), f"{r['busy']:.1%}"]
-             for r in rows]  # fmt: skip
-    print(table(["layer", "cycles", "predicted", "weight stalls", "busy PEs"], cells))
+    counts = "cycles", "predicted", "weight_stalls", "spill_stalls"
+    cells = [[r["layer"], *(f"{r[name]:,.0f}" for name in counts), f"{r['busy']:.1%}"] for r in rows]
+    print(table(["layer", "cycles", "predicted", "weight stalls", "spill stalls", "busy PEs"], cells))
     print({key: value for key, value in told.items() if key != "layers"})
-    Path(__file__).with_name(f"{config.name}.json").write_text(json.dumps(told, indent=1) + "\n")
+    name = f"{config.name}-{kib}kib" if kib else config.name
+    Path(__file__).with_name(f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,9 @@ def layers_table(results: Mapping[str, LayerResult], pes: int) -> str:
     return table(["layer", "images", "values", "differ", "cycles", "predicted", "use"], rows)
 
 
+_BYTES = {"weight_bytes": "weight bytes", "spill_bytes": "activation bytes"}  # over the bus
+
+
 def mapping_table(program: Program) -> str:
     """How the operations of a compiled network lie on the array, with the cycle model's figures for one image."""
     from hw.cycles import predict
@@ -90,10 +93,14 @@ def mapping_table(program: Program) -> str:
     costs = predict(program)
     pes = p.rows * p.columns
 
-    def figures(cycles: int, stalls: int, products: int, weight_bytes: int) -> list[str]:
-        use = f"{products / (cycles * pes):.1%}" if products else ""
-        return [f"{cycles / p.batch:,.0f}", f"{stalls / p.batch:,.0f}", use, f"{weight_bytes / p.batch:,.0f}"]
+    moved = ("weight_bytes", "spill_bytes") if p.spill else ("weight_bytes",)  # over the bus
 
+    def figures(cycles: int, stalls: int, products: int, *bytes_moved: int) -> list[str]:
+        use = f"{products / (cycles * pes):.1%}" if products else ""
+        bytes_an_image = [f"{count / p.batch:,.0f}" for count in bytes_moved]
+        return [f"{cycles / p.batch:,.0f}", f"{stalls / p.batch:,.0f}", use, *bytes_an_image]
+
+    names = "cycles", "stalls", "products", *moved
     rows: list[list[object]] = []
     for label, cost in costs.items():
         shape = [""] * 5
@@ -105,14 +112,16 @@ def mapping_table(program: Program) -> str:
                 f"{job['images'] * job['rows'] * job['cols']:,}", f"{lanes} x {job['columns']}",
             ]  # fmt: skip
             shape[4] += " split" * job.get("split", 0) + " packed" * job.get("packed", 0)
-        rows.append([label, *shape, *figures(cost.cycles, cost.stalls, cost.products, cost.weight_bytes)])
-    sums = [sum(getattr(c, name) for c in costs.values()) for name in ("cycles", "stalls", "products", "weight_bytes")]
+        rows.append([label, *shape, *figures(*(getattr(cost, name) for name in names))])
+    sums = [sum(getattr(cost, name) for cost in costs.values()) for name in names]
     rows.append(["in all", *[""] * 5, *figures(*sums)])
     shape = ["jobs", "blocks", "words a sum", "sums a word", "lanes"]
-    head = ["operation", *shape, "cycles", "stalls", "use", "weight bytes"]
+    head = ["operation", *shape, "cycles", "stalls", "use", *(_BYTES[name] for name in moved)]
     size = f"{p.rows} x {p.columns} PEs, batch {p.batch}, bus of {p.bus_bits} bits; cycles, stalls and bytes an image"
     activations, votes, ring = (f"{count:,}" for count in p.memories)
     memories = f"memories: {activations} bytes of activations, {votes} of votes, {ring} of weights on their way"
+    if p.spill:
+        memories += f"; {program.spill_bytes:,} of activations outside"
     return f"{size}\n{memories}\n\n{table(head, rows)}"
 
 

@@ -1,7 +1,8 @@
 """The cycle model: how long a program takes, descriptor by descriptor, and how busy it keeps the PEs.
 
-Exact for every unit, since no step depends on data; what the bus adds is modelled as a stream of weights that delivers
-a beat in every cycle once its first has come. sim.verify holds it against the counters in the RTL.
+Exact for every unit, since no step depends on data. What the bus adds is a model: weights come at a beat a cycle once
+their first has come, activations at the pace of the memory that they go to (`hw.spill`), and where both want the bus
+they take turns. sim.verify holds it against the counters in the RTL.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from hw.spill import piece_bytes
 FETCH = isa.WORDS + 2  # of every descriptor, see hw.sequencer
 LATENCY = 50  # cycles from a request for weights to its first beat, unless told otherwise
 BURST = 16  # beats
-_DRAINED = 4  # cycles besides, from a STORE's last piece to its answer
+_BETWEEN = 2  # cycles from a burst that is written to the next
+_SOONER = 3  # cycles by which a burst is answered sooner than `latency` says of one that is read
 _DIVISION = 7  # half the cycles of the softmax's divider, which bound it for few classes
 
 
@@ -64,7 +66,8 @@ def predict_steps(piece: Iterable[Step], p: Parameters, latency: int = LATENCY) 
     costs: dict[str, Cost] = {}
     now = 0
     arrived = latency  # when the last word so far has come
-    loaded = 0  # when all of the activations that were asked for are there
+    loaded, coming = 0, 0  # when all of the activations that were asked for are there, and beats of them on their way
+    others = max(1, p.bus_bits // 8 // piece_bytes(p) - 1)  # beats that the bus has for others to each of these
     freed: list[int] = []  # when each word's last use was over
     for step in piece:
         if step.opcode == Opcode.HALT:
@@ -81,7 +84,10 @@ def predict_steps(piece: Iterable[Step], p: Parameters, latency: int = LATENCY) 
                 cost.weight_bytes += words * p.word_bits // 8
                 for _ in range(words):
                     room = freed[-p.weight_words] if len(freed) >= p.weight_words else 0
-                    arrived = max(arrived, room) + p.word_beats
+                    begun = max(arrived, room)
+                    shared = min(coming, p.word_beats // others) if begun < loaded else coming
+                    coming -= shared
+                    arrived = begun + p.word_beats + (shared if begun < loaded else 0)
                     cost.stalls += max(0, arrived - now)
                     now = max(now, arrived) + use
                     freed.append(now)
@@ -93,8 +99,11 @@ def predict_steps(piece: Iterable[Step], p: Parameters, latency: int = LATENCY) 
             cost.spill_bytes += beats * p.bus_bits // 8
             if step.opcode == Opcode.LOAD:
                 loaded = max(loaded, now + latency) + 1 + pieces
+                coming += beats
             else:
-                stall = latency + min(beats, BURST) + _DRAINED
+                bursts = -(-beats // BURST)
+                behind = max(0, beats + _BETWEEN * (bursts - 1) - pieces)
+                stall = behind + beats - (bursts - 1) * BURST + latency - _SOONER
                 now += pieces + 1 + stall
                 cost.stalls += stall
         elif step.opcode == Opcode.WAIT:

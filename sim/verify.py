@@ -83,10 +83,17 @@ def single_layers(
     Raises RedcaneError as `load_program` does, and for a layer that the network does not have.
     """
     program, _ = load_program(network, rtl)
+    experiment = Experiment(rtl, program, back_pressure, seed)
+    add_layers(experiment, network, images, layers)
+    return experiment
+
+
+def add_layers(experiment: Experiment, network: QNetwork, images: Codes, layers: list[str]) -> None:
+    """Add the runs of `single_layers`. Inputs that lie in external memory are put there. Raises as that does."""
+    program = experiment.program
     size = program.parameters.batch
     reads = {layer.name: sources for layer, sources in network.sources()}
     traces = [reference.run(network, image) for image in images]
-    experiment = Experiment(rtl, program, back_pressure, seed)
     for layer in layers:
         alone = layer_program(program, layer)
         for start in range(0, len(images), size):
@@ -101,7 +108,6 @@ def single_layers(
             for traced in (True, False):
                 beats = beats_of([*alone.setup, *inputs, alone.start_packet(traced)])
                 experiment.add(beats, Answer(alone, start, batch, traced), spilled)
-    return experiment
 
 
 @dataclass

@@ -20,8 +20,8 @@ from sim.verify import verify
 from tests import fuzz
 from tests.test_sim_accelerator import COMPONENTS, TABLES
 
-# 4 x 4 PEs: capsules of more dims than rows, votes of several blocks, and a batch.
-BUILD = replace(fuzz.build(20), affine=True, multipliers=("wild", "signed_wilder"))
+# 4 x 4 PEs: capsules of more dims than rows, votes of several blocks, and a batch; activations may lie outside.
+BUILD = replace(fuzz.build(20), affine=True, multipliers=("wild", "signed_wilder"), spill=True)
 
 
 def test_random_deepcaps_on_one_build(tmp_path: Path) -> None:
