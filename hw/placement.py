@@ -118,12 +118,12 @@ class Way:
 
 
 def convolution_way(tensors: Tensors, conv: QConv, out: Region, kernel_bytes: int, jobs: int) -> Way:
-    """The way of a convolution that moves the fewest bytes; of equal ones that which evicts the fewest tensors. With
-    all on the chip, it takes so many `jobs`.
+    """The way of a convolution that moves the fewest bytes, of those in which they come while it computes, if there is
+    one; of equal ones that which evicts the fewest tensors. With all on the chip, it takes so many `jobs`.
 
     Raises NoRoom.
     """
-    best: tuple[int, Way] | None = None
+    best: tuple[tuple[bool, int], Way] | None = None
     for external in (False, True):
         there, sizes = replace(out, external=external), [] if external else [out.total]
         for evicted, space, [here] in tensors.ways(own=True):
@@ -132,14 +132,17 @@ def convolution_way(tensors: Tensors, conv: QConv, out: Region, kernel_bytes: in
             moved = 2 * (tensors.bytes_of(evicted) + external * out.total)  # now, and when they are read again
             if here.external or external:
                 ways = [
-                    (moved + bytes_moved(conv, striping, here, kernel_bytes), Way(evicted, external, striping))
+                    (
+                        (not striping.hidden, moved + bytes_moved(conv, striping, here, kernel_bytes)),
+                        Way(evicted, external, striping),
+                    )
                     for striping in stripings(conv, here, there)
                     if fits(space, sizes + striping.buffers)
                 ]
             else:
                 if not evicted:
                     return Way([], external=False)
-                ways = [(moved + jobs * kernel_bytes, Way(evicted, external))]
+                ways = [((False, moved + jobs * kernel_bytes), Way(evicted, external))]
             for way in ways:
                 if best is None or way[0] < best[0]:
                     best = way

@@ -1,7 +1,8 @@
 """Layers of which a tensor lies in external memory: in stripes or pieces, which are loaded, computed and stored.
 
-While one stripe is computed, the next one is loaded into the other of two buffers. A stripe's output is squashed in
-place, and the next one waits until it is stored: that takes a cycle a vector, where computing it takes many.
+While one stripe is computed, the next one is loaded into the other of two buffers; or, where there is no room for two,
+while its output is squashed and stored. It is squashed in place, and the next stripe waits until it is stored: that
+takes a cycle a vector, where computing it takes many.
 """
 
 from __future__ import annotations
@@ -20,18 +21,24 @@ Stretch = tuple[int, int]  # the first of some bytes, and the first behind them
 
 @dataclass(frozen=True)
 class Striping:
-    """The stripes of a convolution, and how many bytes its buffers have: two for the input, one for the output; or none
-    where that tensor is on the chip.
+    """The stripes of a convolution, and how many bytes its buffers have: `ahead` for the input, one for the output; or
+    none where that tensor is on the chip.
     """
 
     stripes: list[Stripe]
     input_bytes: int
     output_bytes: int
+    ahead: int
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the next stripe's input comes while one is computed."""
+        return self.ahead > 1 or len(self.stripes) == 1 or not self.input_bytes
 
     @property
     def buffers(self) -> list[int]:
-        """The bytes of each buffer; a single stripe needs no second one for the next one's input."""
-        inputs = [self.input_bytes] * min(2, len(self.stripes)) if self.input_bytes else []
+        """The bytes of each buffer."""
+        inputs = [self.input_bytes] * self.ahead if self.input_bytes else []
         return inputs + ([self.output_bytes] if self.output_bytes else [])
 
 
@@ -60,11 +67,12 @@ def stripings(conv: QConv, here: Region, out: Region) -> Iterator[Striping]:
                 for top in range(0, height, rows)
             ]
             read = [_length(input_rows(conv, here.shape[0], stripe)) for stripe in found]
-            yield Striping(
-                found,
+            sizes = (
                 images * max(1, *read) * here.row_bytes if here.external else 0,
                 images * rows * out.row_bytes if out.external else 0,
             )
+            for ahead in range(min(2, len(found)), 0, -1):
+                yield Striping(found, *sizes, ahead)
 
 
 def bytes_moved(conv: QConv, striping: Striping, here: Region, kernel_bytes: int) -> int:
@@ -96,35 +104,39 @@ def convolve_striped(
     """
     conv, space = layer.conv, to.layout.chip
     places = [space.take(size) for size in striping.buffers]
-    inputs = [_window(conv, stripe, here, places[number % 2]) if here.external else here
+    ahead = striping.ahead
+    inputs = [_window(conv, stripe, here, places[number % ahead]) if here.external else here
               for number, stripe in enumerate(striping.stripes)]  # fmt: skip
 
     def load(number: int) -> None:
         if here.external and number < len(inputs):
             stripe = striping.stripes[number]
             rows = input_rows(conv, here.shape[0], stripe)
+            to.label = f"{layer.name}.spill"
             for outside, inside, count in _transfers(here, stripe, rows):
-                to.load(outside, places[number % 2] + inside, count)
+                to.load(outside, places[number % ahead] + inside, count)
 
-    to.label = f"{layer.name}.spill"
     load(0)
     for number, (stripe, source) in enumerate(zip(striping.stripes, inputs, strict=True)):
-        to.label = f"{layer.name}.spill"
         if here.external:
+            to.label = f"{layer.name}.spill"
             to.wait()
-        load(number + 1)
+        if ahead > 1:
+            load(number + 1)
+        target = maps
+        if maps.external:
+            apart = stripe.rows * maps.row_bytes
+            base = places[-1] - stripe.image * apart - stripe.top * maps.row_bytes
+            target = replace(maps, base=base, apart=apart, external=False)
         to.label = f"{layer.name}.mac"
-        if not maps.external:
-            convolve(to, conv, kernel, stripe, source, maps)
-            continue
-        result, rows = places[-1], (stripe.top, stripe.top + stripe.rows)
-        apart = stripe.rows * maps.row_bytes
-        base = result - stripe.image * apart - stripe.top * maps.row_bytes
-        convolve(to, conv, kernel, stripe, source, replace(maps, base=base, apart=apart, external=False))
-        _finish(to, layer, made, result, maps, stripe)
-        to.label = f"{layer.name}.spill"
-        for outside, inside, count in _transfers(maps, stripe, rows):
-            to.store(result + inside, outside, count)
+        convolve(to, conv, kernel, stripe, source, target)
+        if ahead == 1:
+            load(number + 1)
+        if maps.external:
+            _finish(to, layer, made, places[-1], maps, stripe)
+            to.label = f"{layer.name}.spill"
+            for outside, inside, count in _transfers(maps, stripe, (stripe.top, stripe.top + stripe.rows)):
+                to.store(places[-1] + inside, outside, count)
     for place in places:
         space.give_back(place)
 
@@ -135,6 +147,7 @@ def _finish(
     """Emit a stripe of maps at `result`; squash it and emit that, if there are capsules."""
     stretches = [(begin - maps.base, begin - maps.base + count) for begin, _, count in
                  _transfers(maps, stripe, (stripe.top, stripe.top + stripe.rows))]  # fmt: skip
+    to.label = f"{layer.name}.mac"
     to.emit_piece(f"{layer.name}.mac", made["mac"], result, stretches)
     if isinstance(layer, QPrimaryCaps):
         to.label = f"{layer.name}.squash"
