@@ -50,12 +50,12 @@ def keeps_offers(m: Module, beats: stream.Interface) -> None:
     m.d.comb += Assert(~waiting | (beats.valid & (payload == before(m, payload))), "an offer stays until it is taken")
 
 
-def is_patient(m: Module, waits: Any) -> None:
-    """Assert that `waits` is never 1 for more than PATIENCE cycles on end."""
-    waited = Signal(range(PATIENCE + 2))
+def is_patient(m: Module, waits: Any, patience: int = PATIENCE) -> None:
+    """Assert that `waits` is never 1 for more than `patience` cycles on end."""
+    waited = Signal(range(patience + 2))
     with m.If(waits):
         m.d.sync += waited.eq(waited + 1)
-        m.d.comb += Assert(waited < PATIENCE, "there is no long wait")
+        m.d.comb += Assert(waited < patience, "there is no long wait")
     with m.Else():
         m.d.sync += waited.eq(0)
 

@@ -8,10 +8,12 @@ import sys
 import pytest
 
 from hw.axi_read import BurstReader
+from hw.axi_store import BeatWriter
+from hw.axi_write import BurstWriter
 from hw.emitter import Emitter
 from hw.loader import Loader
 from hw.weights import WeightBuffer
-from sim import properties, weight_properties
+from sim import properties, weight_properties, write_properties
 from sim.formal import Violated, prove, reachable
 
 
@@ -97,3 +99,37 @@ def test_a_wrong_weight_buffer_is_found(old: str, new: str) -> None:
 def test_a_wrong_reader_is_found(old: str, new: str) -> None:
     with pytest.raises(Violated, match="fails in cycle"):
         prove(weight_properties.burst_reader(wrong(BurstReader, old, new)), 12)
+
+
+def test_the_writers_put_each_word_in_its_place() -> None:
+    prove(write_properties.burst_writer(), 9)
+    prove(write_properties.beat_writer(), 9)
+    assert reachable(write_properties.beat_writer(), "ended", 13)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("full.eq(last_lane)", "full.eq(1)"),  # beats of one word
+        ("left.eq(left - 1)", "left.eq(left)"),  # more than there is room for
+        ("self.w.payload.last.eq(remaining == 1)", "self.w.payload.last.eq(remaining <= 2)"),
+        ("self.busy.eq(self.pending | self._holding | (queue.r_level != 0))", "self.busy.eq(self._holding)"),
+    ],
+)
+def test_a_wrong_writer_is_found(old: str, new: str) -> None:
+    with pytest.raises(Violated, match="fails in cycle"):
+        prove(write_properties.burst_writer(wrong(BurstWriter, old, new)), 12)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("beat & (self._burst - 1)", "beat & 0"),  # bursts across the boundary
+        ("queue.r_en.eq((left != 0) & self.w.ready)", "queue.r_en.eq(left != 0)"),
+        ("asked & (remaining == 0) & ~starts.r_rdy", "asked & (remaining == 0)"),  # done before the memory says so
+        ("(queue.r_level >= length)", "(queue.r_level != 0)"),
+    ],
+)
+def test_a_wrong_writer_of_beats_is_found(old: str, new: str) -> None:
+    with pytest.raises(Violated, match="fails in cycle"):
+        prove(write_properties.beat_writer(wrong(BeatWriter, old, new)), 12)
