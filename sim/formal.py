@@ -2,9 +2,9 @@
 
     python -m sim.formal [--cycles N]    # 20 unless told otherwise, fewer where each more doubles the time
 
-proves the properties of `sim.properties`, `sim.weight_properties` and `sim.write_properties`; `make formal` calls it.
-The proof is bounded: all inputs and all stalls, but runs of N cycles only, which is a packet of some words or several
-short ones.
+proves the properties of `sim.properties`, `sim.weight_properties`, `sim.write_properties` and `sim.spill_properties`;
+`make formal` calls it. The proof is bounded: all inputs and all stalls, but runs of N cycles only, which is a packet of
+some words or several short ones.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _sat(design: str, goal: str, cycles: int) -> str:
 
 def main() -> None:
     """Prove everything and say how long it took."""
-    from sim import properties, weight_properties, write_properties
+    from sim import properties, spill_properties, weight_properties, write_properties
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int)
@@ -79,6 +79,7 @@ def main() -> None:
     proofs: list[tuple[Callable[[], wiring.Component], int]] = [
         (properties.emitter, 20), (properties.loader, 20), (weight_properties.weight_buffer, 20),
         (weight_properties.burst_reader, 13), (write_properties.burst_writer, 14), (write_properties.beat_writer, 14),
+        (spill_properties.store, 10), (spill_properties.load, 8),
     ]  # fmt: skip
     for unit, most in proofs:
         began, name, cycles = time.monotonic(), unit.__name__, wanted or most

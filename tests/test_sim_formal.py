@@ -12,8 +12,9 @@ from hw.axi_store import BeatWriter
 from hw.axi_write import BurstWriter
 from hw.emitter import Emitter
 from hw.loader import Loader
+from hw.spill import LoadUnit, StoreUnit
 from hw.weights import WeightBuffer
-from sim import properties, weight_properties, write_properties
+from sim import properties, spill_properties, weight_properties, write_properties
 from sim.formal import Violated, prove, reachable
 
 
@@ -133,3 +134,36 @@ def test_a_wrong_writer_is_found(old: str, new: str) -> None:
 def test_a_wrong_writer_of_beats_is_found(old: str, new: str) -> None:
     with pytest.raises(Violated, match="fails in cycle"):
         prove(write_properties.beat_writer(wrong(BeatWriter, old, new)), 12)
+
+
+def test_the_units_that_move_activations_move_each_byte_once() -> None:
+    prove(spill_properties.store(), 7)
+    prove(spill_properties.load(), 5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("self.requests.payload.beats.eq(beats)", "self.requests.payload.beats.eq(beats + 1)"),
+        ("filled.strobes[piece * index : piece * (index + 1)].eq(mask)", "filled.strobes.eq(-1)"),
+        ("self.config.base - self.config.address[: len(stretch.skip)]", "self.config.base"),
+        ("queue.r_en.eq(self.beats.ready)", "queue.r_en.eq(1)"),  # a beat that nobody took is gone
+    ],
+)
+def test_a_wrong_store_unit_is_found(old: str, new: str) -> None:
+    with pytest.raises(Violated, match="fails in cycle"):
+        prove(spill_properties.store(wrong(StoreUnit, old, new)), 9)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("active & ~self.write_enable & (stretch.last", "active & (stretch.last"),  # a beat lost to another's write
+        ("writes.eq(active & self.beats.valid & ~self.write_enable)", "writes.eq(active & ~self.write_enable)"),
+        ("self.port_mask.eq(stretch.mask)", "self.port_mask.eq(-1)"),
+        ("self.busy.eq(active | (queue.w_level != 0))", "self.busy.eq(active)"),
+    ],
+)
+def test_a_wrong_load_unit_is_found(old: str, new: str) -> None:
+    with pytest.raises(Violated, match="fails in cycle"):
+        prove(spill_properties.load(wrong(LoadUnit, old, new)), 7)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hw.compiler import compile_network
 from hw.cycles import predict
 from hw.isa import Opcode
+from hw.layer_program import layer_program
 from hw.program import Program
 from model import reference
 from model.errors import RedcaneError
@@ -27,6 +28,7 @@ from model.qnetwork import (
 )
 from sim.experiment import Answer, Experiment
 from sim.programs import Case, check_programs
+from sim.runner import BenchFailed
 from sim.scoreboard import Scoreboard, by_layer, cycle_fault
 from sim.system import Memory, beats_of, simulate_runs
 from sim.verify import Mismatch, add_layers, layer_results
@@ -159,3 +161,20 @@ def test_an_activation_memory_that_does_not_suffice() -> None:
         compile_network(wide_network(), BUILD.kinds, BUILD.size(1, 1024))
     with pytest.raises(RedcaneError, match="3,000 bytes of activations; take a power of two"):
         BUILD.size(1, 3000)
+
+
+def test_errors_of_the_memory_are_told(sources: list[Path]) -> None:
+    """Activations where there is no memory: the run breaks off, and the registers say why and where."""
+    network = wide_network()
+    program = compile_network(network, BUILD.kinds, BUILD.size(1, 4096))
+    batch = codes(np.random.default_rng(0), UNSIGNED, (1, *network.image))
+    alone = layer_program(program, "conv2")  # begins with a LOAD
+    for piece, cause in ((program, "ACTIVATIONS_WRITE"), (alone, "ACTIVATIONS_READ")):
+        memory = Memory()
+        commands = beats_of([*piece.setup, piece.image_packet(batch), piece.start_packet(traced=False)])
+        run = memory.run(memory.place(piece.weights), commands, piece.results_bytes(traced=False), activations=1 << 24)
+        with pytest.raises(BenchFailed, match=rf"{cause} at 0x1000000 \(response 3\)"):
+            simulate_runs(
+                sources, memory.pieces, [run], bus_bits=BUILD.bus_bits, memory_bytes=MEMORY,
+                isolate_modules=["pe", *(kind.module for kind in BUILD.kinds)],
+            )  # fmt: skip
