@@ -109,15 +109,16 @@ def compare(compiled: Compile, sizes: Iterable[Size]) -> str:
     for size in tqdm(list(sizes), desc="map", unit="design", leave=False):
         program = compiled(size)
         p, costs = program.parameters, predict(program).values()
-        cycles, stalls, products, traffic = (
-            sum(getattr(cost, name) for cost in costs) for name in ("cycles", "stalls", "products", "weight_bytes")
-        )
+        names = "cycles", "stalls", "products", "weight_bytes", "spill_bytes"
+        cycles, stalls, products, *traffic = (sum(getattr(cost, name) for cost in costs) for name in names)
         pes = p.rows * p.columns
         rows.append([
             f"{p.rows} x {p.columns}", p.batch, f"{cycles / p.batch:,.0f}", f"{products / (pes * p.batch):,.0f}",
-            f"{products / (cycles * pes):.1%}", f"{stalls / p.batch:,.0f}", f"{traffic / p.batch:,.0f}",
-            *(f"{count:,}" for count in p.memories),
+            f"{products / (cycles * pes):.1%}", f"{stalls / p.batch:,.0f}",
+            *(f"{count / p.batch:,.0f}" for count in traffic), *(f"{count:,}" for count in p.memories),
         ])  # fmt: skip
-    head = ["array", "batch", "cycles", "limit", "use", "stalls", "weight bytes", "activations", "votes", "ring"]
-    return f"cycles, their limit, stalls and weight bytes for one image; memories in bytes\n\n{table(head, rows)}"
+    over_the_bus = "weight bytes", "activation bytes"
+    head = ["array", "batch", "cycles", "limit", "use", "stalls", *over_the_bus, "activations", "votes", "ring"]
+    told = "cycles, their limit, stalls and bytes over the bus for one image; memories in bytes"
+    return f"{told}\n\n{table(head, rows)}"
 
