@@ -9,8 +9,8 @@ layer of the groups that are not resilient. Its multiply-accumulates are counted
 evenly spread, is run as it would run them (torch's inference with a tap that adds noise), timed, and compared bit for
 bit with ours; its marks are those of all its units, measured behind shared clean prefixes (`--store` keeps them, so
 that a stopped benchmark goes on; 1.0 runs every unit the plain way too). Times are CPU times of one thread. Without
-WEIGHTS (network.safetensors of a run) the weights are random, which tells costs only. Results are kept beside this
-file as resilience.json, resilience-costs.json and resilience-noise.json.
+WEIGHTS (published ones, weights/capsnet-mnist.safetensors) they are random, which tells costs only. Results are kept
+beside this file as resilience.json, resilience-costs.json and resilience-noise.json.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from model.multipliers.library import load_library
 from model.noise import Injection, add_noise, noise_key, noise_tap
 from model.operations import GROUPS, operations, total
 from model.points import InProcess, Subject, Unit, keep_memory
+from model.published import load_published
 from model.quantize import image_codes, quantize
 from model.resilience import Resilience, ResilienceSettings, analyze, subject
 from model.selection import Selection, select
 from model.store import Store
 from model.tape import Tape
 from model.training import accuracy, initial
-from model.weights import load_weights
 
-ORIGINAL = CapsNetShape((28, 28, 1), 256, 9, 32, 8, 9, 2, 10, 16, decoder=(512, 1024))  # Sabour et al., 2017
+ORIGINAL = CapsNetShape((28, 28, 1), 256, 9, 32, 8, 9, 2, 10, 16)  # Sabour et al., 2017
 SELECTION = 100  # images on which step 6 measures an assignment
 
 
@@ -198,7 +198,7 @@ def curve_means(result: Resilience, group: str) -> dict[str, float]:
 
 def weights(path: Path | None) -> CapsNet:
     """The network with the weights of a file, or random ones."""
-    return (load_weights(ORIGINAL, path)[0] if path else initial(ORIGINAL, 0)).eval()  # type: ignore[return-value]
+    return (load_published(ORIGINAL, path)[0] if path else initial(ORIGINAL, 0)).eval()  # type: ignore[return-value]
 
 
 def fastest(work: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
