@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from flows.selected import of_switching
 from model import datasets
 from model.capsnet import CapsNet, CapsNetShape
 from model.capsules import lengths
@@ -98,7 +99,8 @@ def marks(result: Resilience) -> dict[str, tuple[float, bool]]:
 
 def assign(network: CapsNet, data: datasets.Dataset, result: Resilience, known: dict[str, float]) -> Selection:
     """Step 6 with the embedded library, by the tolerated noise; accuracies of assignments are measured once."""
-    exact, library = quantize(network, torch.from_numpy(data.train.images[:64])), load_library()
+    library = load_library()
+    exact = library.exactly(quantize(network, torch.from_numpy(data.train.images[:64])))
     tables = {name: component.table for name, component in library.components.items()}
     split = Split(data.validation.images[:SELECTION], data.validation.labels[:SELECTION])
 
@@ -109,12 +111,12 @@ def assign(network: CapsNet, data: datasets.Dataset, result: Resilience, known: 
             known[key] = float((classes == split.labels).mean())
         return known[key]
 
+    captures = capture(Emulator(exact), image_codes(exact, data.train.images[:16]), sums=2**10, pairs=2**18)
     return select(
         exact,
-        capture(Emulator(exact), image_codes(exact, data.train.images[:16]), sums=2**10, pairs=2**18),
+        captures,
         tables,
-        {name: library.cost(name) for name in tables},
-        {o.key: o.counts.multiplications for o in operations(network)},
+        of_switching(library, exact, captures, {o.key: o.counts.multiplications for o in operations(network)}),
         {key: result.tolerated_nm(key) for key, _, _ in exact.products()},
         measure,
         accuracy(network, split.images, split.labels),

@@ -4,8 +4,9 @@
 
 Every argument is a file in configs/ and a library; its run's folder is RUNS/LIBRARY/NAME, made up to `quantize` where
 it is not. Energies are of one inference, by operation, with that operation's real operands, in the cells of
-qflow-tech-osu018: of the multiplier alone as `redcane library characterize` measures it, and of the whole element with
-one multiplier (operand registers, sign logic, product register, 32-bit accumulator) as benchmarks/pe_energy.py does.
+qflow-tech-osu018, in the order in which they are multiplied: of the multiplier alone as `redcane library characterize`
+measures it, and of the whole element with one multiplier (operand registers, sign logic, product register, 32-bit
+accumulator) as benchmarks/pe_energy.py does.
 Wants OpenSTA. Results are kept in selection.json beside this file, of other runs too.
 """
 
@@ -30,7 +31,7 @@ from model.capture import capture
 from model.emulation import Emulator
 from model.errors import RedcaneError
 from model.files import write_atomic
-from model.multipliers.characterize import characterize, operand_sequence
+from model.multipliers.characterize import characterize
 from model.opensta import find_opensta
 from model.operations import operations
 from model.quantize import image_codes
@@ -53,10 +54,10 @@ def measure(name: str, library: str, runs: Path, liberty: Path, opensta: str) ->
     counts = {o.key: o.counts.multiplications for o in operations(run.network())}
     spent = {level: {"exact": 0.0, "assigned": 0.0} for level in ("multipliers", "elements")}
     for key, captured in captures.items():
-        operands, sums = sum(captured.port_histogram()), stream({key: captured}, {key: 1})
+        operands, sums = captured.operands(), stream({key: captured}, {key: 1})
         for which, component in (("exact", exact[key]), ("assigned", assigned.components[key])):
             multiplier, align = run.library.get(component), captured.product.align
-            alone = characterize([multiplier], liberty, opensta, operand_sequence(operands))[component].energy_pj
+            alone = characterize([multiplier], liberty, opensta, operands)[component].energy_pj
             element = map_element(multiplier, align, liberty, opensta)
             whole = energy(element, multiplier, align, sums, liberty)["total"]
             for level, of_one in (("multipliers", alone), ("elements", whole)):

@@ -136,6 +136,11 @@ class Assign(Section):
         description="assignments to measure, at most, in search of cheaper multipliers than the tolerated noise admits "
         "(docs/assignment.md); 0 for none",
     )
+    compare_by: Literal["switching", "library"] = Field(
+        "switching",
+        description="what makes a multiplier cheap: `switching`, the transistors that switch in it with an operation's "
+        "own operands, or `library`, one cost for all operations (docs/library.md)",
+    )
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
         0.9, description="of keeping the budget with multipliers found so: 0.5 goes by the selection images alone"
     )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from flows.run import Run
-from model.capture import capture
+from model.capture import Capture, capture
 from model.emulation import Emulator
 from model.exploration import explore
 from model.measurements import Measurements
+from model.multipliers.costs import SWITCHING, OperationCosts
+from model.multipliers.library import Library
+from model.multipliers.switching import switched_transistors
 from model.operations import operations
-from model.qnetwork import QNetwork
+from model.qnetwork import QNetwork, takes_signed
 from model.quantize import image_codes
 from model.resilience import Resilience
 from model.selection import Selection, select
@@ -30,8 +33,8 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
     sampled = image_codes(exact, run.dataset.train.images[: settings.images])
     captures = capture(Emulator(exact), sampled, seed=run.config.seed)
     resilience = Resilience.from_json(run.read("resilience.json"))
-    costs = {name: library.cost(name) for name in tables}
     multiplications = {o.key: o.counts.multiplications for o in operations(run.network())}
+    costs = of_library if settings.compare_by == "library" else of_switching
     measurements = Measurements(
         exact,
         tables,
@@ -45,8 +48,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         exact,
         captures,
         tables,
-        costs,
-        multiplications,
+        costs(library, exact, captures, multiplications),
         {key: resilience.tolerated_nm(key) for key, _, _ in exact.products()},
         measurements.accuracy,
         accuracy(run.network(), images.images, images.labels),
@@ -59,11 +61,42 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         exact,
         captures,
         tables,
-        costs,
-        multiplications,
         measurements,
         settings.max_kinds,
         settings.confidence,
         settings.measurements,
         tell,
     )
+
+
+def of_switching(
+    library: Library, network: QNetwork, captures: Mapping[str, Capture], multiplications: Mapping[str, int]
+) -> OperationCosts:
+    """What a library's components switch in the operations of a network, whose operands are captured."""
+    found: dict[str, dict[str, float]] = {}
+    signed = {key: takes_signed(product.format) for key, product, _ in network.products()}
+    for kind in sorted(set(signed.values())):
+        suited = [c for c in library.components.values() if c.signed == kind]
+        keys = [key for key, of in signed.items() if of == kind]
+        operands = {key: captures[key].operands() for key in keys if key in captures}  # others never run
+        switched = switched_transistors(suited, operands)
+        found |= {
+            key: {c.name: multiplications[key] * switched[key][c.name] if key in switched else 0.0 for c in suited}
+            for key in keys
+        }
+    return OperationCosts(*SWITCHING, found)
+
+
+def of_library(
+    library: Library, network: QNetwork, captures: Mapping[str, Capture], multiplications: Mapping[str, int]
+) -> OperationCosts:
+    """What a library's components cost in the operations of a network, the same for every operand."""
+    found = {
+        key: {
+            c.name: multiplications.get(key, 0) * library.cost(c)
+            for c in library.components.values()
+            if c.signed == takes_signed(product.format)
+        }
+        for key, product, _ in network.products()
+    }
+    return OperationCosts(library.cost_name, library.costs.total, found)

@@ -118,7 +118,7 @@ def _assign(run: Run, scratch: Path, about: Json) -> None:
     if selection.warning:
         tell(f"warning: {selection.warning}")
     save_assignment(scratch / "assignment.yaml", assignment(selection, formats, library))
-    write_json(scratch / "selection.json", {"schema": 1, "cost": library.cost_name, **asdict(selection)}, about)
+    write_json(scratch / "selection.json", {"schema": 2, **asdict(selection)}, about)
     known.unlink(missing_ok=True)
 
 
@@ -266,7 +266,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "resilience.json"),
         outputs=("assignment.yaml", "selection.json"),
         make=_assign,
-        version=2,
+        version=3,
         settings=_settings(_section("network", "train", "quantize", "assign"), _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),

@@ -62,7 +62,7 @@ def assignment(selection: Selection, formats: Mapping[str, Format], library: Lib
             "assigned": _short(selection.accuracy),
         },
         "budget_points": selection.budget_points,
-        "cost": library.cost_name,
+        "cost": selection.cost,
         "operations": operations,
     }
     chosen = selection.assignment

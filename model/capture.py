@@ -15,6 +15,7 @@ from model.qnetwork import Coding, Product, QClassCaps, QConv, QConvCaps3D, Rout
 
 SUMS = 2**14  # sums sampled of each operation: their mean error is then known to 1/128 of its deviation
 PAIRS = 2**21  # and at most so many operand pairs, which for long sums is less
+RUNS, RUN = 2**11, 32  # samples of consecutive operand pairs, and their length
 
 Pairs = NDArray[np.uint16]
 
@@ -41,6 +42,18 @@ class Capture:
         power = float(sums[1] @ sums[1])
         gain = float(sums[0] @ sums[1]) / power if power else 0.0
         return float(np.sqrt(np.mean(np.square(sums[0] - gain * sums[1]))))
+
+    def operands(self, runs: int = RUNS, length: int = RUN) -> NDArray[np.int64]:
+        """What the multiplier's ports see one after the other: int64 [runs, length], each pair of bytes 256 a + b.
+
+        Every run begins at random within the sums, of which one follows the other. Of few pairs the runs are shorter.
+        """
+        flat = self.pairs.reshape(-1)
+        length = min(length, flat.size)
+        starts = np.random.default_rng(0).integers(0, flat.size - length + 1, runs)
+        codes = flat[starts[:, None] + np.arange(length)]
+        port_a, port_b = (self._port(c, code_values(c)) for c in (self.product.a, self.product.b))
+        return 256 * port_a[codes >> 8] + port_b[codes & 255]
 
     def port_histogram(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """How often the multiplier's ports see each pair of values [a, b], 256 x 256 counts each: of the products

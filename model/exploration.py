@@ -52,8 +52,6 @@ def explore(
     network: QNetwork,
     captures: Mapping[str, Capture],
     components: Mapping[str, Table],
-    costs: Mapping[str, float],
-    multiplications: Mapping[str, int],
     measurements: Measurements,
     max_kinds: int = 3,
     confidence: float = 0.9,
@@ -79,7 +77,7 @@ def explore(
         key: {n: captures[key].noise(components[exact[key]], components[n]) if key in captures else 0.0 for n in names}
         for key, names in able.items()
     }
-    spent = {key: {n: multiplications.get(key, 0) * costs[n] for n in names} for key, names in able.items()}
+    spent = {key: {n: selection.costs[key][n] for n in names} for key, names in able.items()}
     history = list(selection.history)
 
     def judge(action: str, assignment: Assignment) -> Loss:

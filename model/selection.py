@@ -25,11 +25,14 @@ from numpy.typing import NDArray
 
 from model.capture import Capture
 from model.errors import RedcaneError
+from model.multipliers.costs import OperationCosts
 from model.multipliers.error_figures import ErrorFigures, error_figures
-from model.multipliers.product_table import Table, exact_table, is_signed, kind_of_operands
+from model.multipliers.product_table import Table, exact_table, is_signed
 from model.qnetwork import QNetwork, takes_signed
 
 ROUNDING = 1e-9  # points: accuracies are sums of floats
+
+_Costs = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Choice:
     component: str
     figures: NoiseFigures
     tolerated: float  # NM that the resilience analysis found the operation to tolerate
-    cost: float  # multiplications of one inference times the component's cost
+    cost: float  # of one inference
     saved: float  # against the exact multiplier
 
 
@@ -89,6 +92,9 @@ class Selection:
     accuracy: float  # of the assigned network
     budget_points: float
     figures: dict[str, dict[str, NoiseFigures]]  # of every component (by name) in every operation
+    cost: str  # what all costs are
+    cost_total: str  # and a sum of them
+    costs: Mapping[str, Mapping[str, float]]  # of every component (by name) in every operation, for one inference
     warning: str | None
     guided: dict[str, str]  # the assignment that the noise alone led to, steps 1 to 5
     measurements: int = 0  # assignments that were measured to go below it (model/exploration.py)
@@ -110,8 +116,7 @@ def select(
     network: QNetwork,
     captures: Mapping[str, Capture],
     components: Mapping[str, Table],
-    costs: Mapping[str, float],
-    multiplications: Mapping[str, int],
+    costs: OperationCosts,
     tolerated: Mapping[str, float],
     measure: Callable[[dict[str, str]], float],
     float_accuracy: float,
@@ -119,37 +124,40 @@ def select(
     max_kinds: int = 3,
     progress: Callable[[str], None] = lambda sentence: None,
 ) -> Selection:
-    """Choose a component for every operation of the exactly quantised `network` that multiplies.
+    """Choose a component for every operation of the quantised `network` that multiplies, whose own ones are exact.
 
-    `components` are product tables by name, `costs` what one multiplication of each costs, `multiplications` those of
-    one inference by operation. `measure` gives the accuracy (fraction) of the integer network with an assignment, on
-    images that neither training nor the final test sees. `max_kinds` bounds the different multipliers, exact included.
+    `components` are product tables by name, those of the network among them. `measure` gives the accuracy (fraction) of
+    the integer network with an assignment, on images that neither training nor the final test sees. `max_kinds` bounds
+    the different multipliers, exact included.
 
     If even exact multipliers miss the budget, the result is exact everywhere and carries a warning. Raises RedcaneError
-    for a library without an exact multiplier for one of the formats, fewer kinds than the formats need, an operation
-    without a figure, and a budget or bound that make no sense.
+    for a network whose multipliers are not exact, fewer kinds than the formats need, an operation without a figure, and
+    a budget or bound that make no sense.
     """
     if max_kinds < 1 or not budget_points >= 0:
         raise RedcaneError("selection: at least one kind of multiplier and a budget of 0 or more points are needed")
     signed = {key: takes_signed(product.format) for key, product, _ in network.products()}
-    keys = list(signed)
+    keys, in_operation = list(signed), costs.by_operation
     suited = {
         kind: {name: table for name, table in components.items() if is_signed(table) == kind}
         for kind in sorted(set(signed.values()))
     }
-    exact_of = {kind: _exact(kind, tables, costs) for kind, tables in suited.items()}
-    exact = {key: exact_of[signed[key]] for key in keys}
-    if max_kinds < len(exact_of):
+    exact = {key: product.component for key, product, _ in network.products()}
+    if approximate := [n for key, n in exact.items() if not np.array_equal(components[n], exact_table(signed[key]))]:
+        raise RedcaneError(f"selection: the network's own multipliers are what others are compared with, but "
+                           f"{approximate[0]} is not exact")  # fmt: skip
+    if max_kinds < len(set(exact.values())):
         raise RedcaneError(
             "selection: formats of signed and of unsigned operands together need two kinds of multipliers: allow two"
         )
     for key in keys:
-        if key in captures and not (key in multiplications and math.isfinite(tolerated.get(key, math.nan))):
-            raise RedcaneError(f"selection: {key}: no tolerated noise or no multiplications: analyse again")
+        priced = suited[signed[key]].keys() <= in_operation.get(key, {}).keys()
+        if key in captures and not (priced and math.isfinite(tolerated.get(key, math.nan))):
+            raise RedcaneError(f"selection: {key}: no tolerated noise or no costs: analyse again")
     uniform = {name: error_figures(table) for tables in suited.values() for name, table in tables.items()}
     progress(f"measuring {len(uniform)} components in {len(keys)} operations")
     figures = {key: noise_figures(captures.get(key), suited[signed[key]], uniform) for key in keys}
-    search = _Search(network, components, costs, dict(multiplications), figures, tolerated, exact, max_kinds)
+    search = _Search(network, components, in_operation, figures, tolerated, exact, max_kinds)
 
     history: list[Step] = []
 
@@ -170,15 +178,17 @@ def select(
         )
     else:
         best = _search_within_budget(search, try_out, first)
-    spent = {key: {name: multiplications.get(key, 0) * costs[name] for name in found} for key, found in figures.items()}
     return Selection(
-        choices(best.assignment, exact, figures, tolerated, spent),
+        choices(best.assignment, exact, figures, tolerated, in_operation),
         tuple(history),
         float_accuracy,
         first.accuracy,
         best.accuracy,
         budget_points,
         figures,
+        costs.name,
+        costs.total,
+        in_operation,
         warning,
         best.assignment,
     )
@@ -189,12 +199,12 @@ def choices(
     exact: Mapping[str, str],
     figures: Mapping[str, Mapping[str, NoiseFigures]],
     tolerated: Mapping[str, float],
-    spent: Mapping[str, Mapping[str, float]],
+    costs: _Costs,
 ) -> tuple[Choice, ...]:
-    """The rows of a selection; `spent` is the cost of every component in every operation, `exact` names exact ones."""
+    """The rows of a selection; `exact` names the exact multipliers."""
     return tuple(
-        Choice(key, name, figures[key][name], tolerated.get(key, 0.0), spent[key][name],
-               spent[key][exact[key]] - spent[key][name])
+        Choice(key, name, figures[key][name], tolerated.get(key, 0.0), costs[key][name],
+               costs[key][exact[key]] - costs[key][name])
         for key, name in assignment.items()
     )  # fmt: skip
 
@@ -238,17 +248,6 @@ def noise_figures(
     return figures
 
 
-def _exact(signed: bool, components: Mapping[str, Table], costs: Mapping[str, float]) -> str:
-    """The cheapest exact one of components of this signedness."""
-    names = [name for name, table in components.items() if np.array_equal(table, exact_table(signed))]
-    if not names:
-        raise RedcaneError(
-            f"selection: the library has no exact multiplier of {kind_of_operands(signed)} operands to fall back to: "
-            "add one"
-        )
-    return min(names, key=lambda name: (costs[name], name))
-
-
 class _Search:
     """What each operation may use at the moment, and the cheapest assignment of it."""
 
@@ -256,30 +255,28 @@ class _Search:
         self,
         network: QNetwork,
         components: Mapping[str, Table],
-        costs: Mapping[str, float],
-        multiplications: dict[str, int],
+        costs: _Costs,
         figures: dict[str, dict[str, NoiseFigures]],
         tolerated: Mapping[str, float],
         exact: Mapping[str, str],
         max_kinds: int,
     ) -> None:
-        self.costs, self.multiplications, self.figures = costs, multiplications, figures
+        self.costs, self.figures = costs, figures
         self.tolerated, self.max_kinds = tolerated, max_kinds
         self.admissible: dict[str, list[str]] = {}  # by growing error, the cheapest exact multiplier first
         for key, noise in figures.items():
             quiet = [n for n in noise if noise[n].rms <= tolerated.get(key, 0.0)]
             names = {exact[key], *(n for n in quiet if fits(network, key, n, components[n]))}
-            self.admissible[key] = sorted(names, key=lambda n: (*noise[n].size, costs[n], n))
+            self.admissible[key] = sorted(names, key=lambda n: (*noise[n].size, costs[key][n], n))
         self.allowed = dict(self.admissible)
 
     def cost(self, assignment: Mapping[str, str]) -> float:
-        """Multiplications times cost, over all operations."""
-        return sum(self.multiplications.get(key, 0) * self.costs[name] for key, name in assignment.items())
+        """Of one inference, over all operations."""
+        return sum(self.costs[key][name] for key, name in assignment.items())
 
     def cheapest(self) -> dict[str, str]:
         """The cheapest assignment of what is allowed; of equals, the one of less error."""
-        count = self.multiplications
-        options = {key: {n: count.get(key, 0) * self.costs[n] for n in names} for key, names in self.allowed.items()}
+        options = {key: {n: self.costs[key][n] for n in names} for key, names in self.allowed.items()}
         chosen = cheapest_kinds(options, self.max_kinds)
         return {key: min(chosen & option.keys(), key=lambda n: (option[n], self.allowed[key].index(n)))
                 for key, option in options.items()}

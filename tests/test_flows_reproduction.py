@@ -100,6 +100,10 @@ def test_everything_is_in_the_results(folder: Path, results: dict[str, Any]) -> 
     exact = {min(d["formats"].values()): d for d in results["designs"]["designs"] if d["kind"] == "exact"}
     assert exact["sign-magnitude"]["test"]["right"] == round(360 * accuracy["exact_8_bit"]["test"])
     assert exact["affine"]["energy"] == exact["sign-magnitude"]["energy"] == 1.0
+    assert exact["affine"]["switched"] != exact["sign-magnitude"]["switched"] == 1.0  # other operands
+    chosen = json.loads((run / "selection.json").read_text())
+    first = sum(chosen["costs"][key][name] for key, name in chosen["history"][0]["assignment"].items())
+    assert ours["switched"] == pytest.approx(sum(choice["cost"] for choice in chosen["choices"]) / first)
     text = (run / "reproduction.md").read_text()
     for name in ("energy", "groups", "layers", "profiles", "operands", "pareto"):
         assert ElementTree.parse(run / f"tiny-{name}.svg").getroot().tag.endswith("svg")

@@ -76,6 +76,19 @@ def test_error_and_histogram(align: int) -> None:
     assert error.sum() == (terms(captured, EXACT) - terms(captured, wild)).sum()
 
 
+@pytest.mark.parametrize("align", [0, 1])
+def test_operands_are_runs_of_what_the_ports_see(align: int) -> None:
+    product = Product("sign-magnitude", UNSIGNED, SIGNED, SIGNED, Requantizer(2**15, 1, 0, -127, 127), "x", align)
+    a, b = np.arange(40).reshape(8, 5), np.array([1, -1, 127, -127, 0] * 8).reshape(8, 5)
+    captured = Capture(product, (256 * a + (b & 255)).astype(np.uint16), np.ones(8))
+    seen = captured.operands(50, 7)
+    assert seen.shape == (50, 7) and captured.operands(3, 100).shape == (3, 40)
+    first = seen[:, :1] >> 8
+    np.testing.assert_array_equal(seen >> 8, first + np.arange(7))  # one sum after the other
+    np.testing.assert_array_equal(seen & 255, np.abs(b.reshape(-1)[seen >> 8]) << align)
+    assert len(set(first[:, 0].tolist())) > 15 and first.min() >= 0 and first.max() <= 33
+
+
 @given(networks())
 @settings(max_examples=5, deadline=None)
 def test_the_sample_is_bounded_and_repeatable(network: QNetwork) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model_quantize import images
-from test_model_selection import CAPTURES, COSTS, MULTIPLICATIONS, OPERATIONS, TABLES, Q
+from test_model_selection import CAPTURES, COSTS, MULTIPLICATIONS, OPERATIONS, SPENT, TABLES, Q
 
 from model.comparison import Loss, compare
 from model.emulation import Emulator
@@ -123,9 +123,9 @@ def found(budget: float, kinds: int, most: int, path: Path | None = None) -> tup
     exact = dict.fromkeys(OPERATIONS, "exact")
     limits = dict.fromkeys(OPERATIONS, 1e-6)  # the noise admits nothing
     start = select(
-        Q, CAPTURES, TABLES, COSTS, MULTIPLICATIONS, limits, of.accuracy, of.accuracy(exact), budget, kinds
+        Q, CAPTURES, TABLES, SPENT, limits, of.accuracy, of.accuracy(exact), budget, kinds
     )
-    return start, explore(start, Q, CAPTURES, TABLES, COSTS, MULTIPLICATIONS, of, kinds, 0.8, most), of
+    return start, explore(start, Q, CAPTURES, TABLES, of, kinds, 0.8, most), of
 
 
 def test_exploring_goes_below_what_the_noise_admits(tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def test_exploring_goes_below_what_the_noise_admits(tmp_path: Path) -> None:
 def test_nothing_is_explored_where_the_8_bit_network_misses_the_budget() -> None:
     of = measurements()
     limits = dict.fromkeys(OPERATIONS, 1.0)
-    start = select(Q, CAPTURES, TABLES, COSTS, MULTIPLICATIONS, limits, of.accuracy, 1.0, 0.5, 3)
-    assert start.warning and explore(start, Q, CAPTURES, TABLES, COSTS, MULTIPLICATIONS, of) is start
+    start = select(Q, CAPTURES, TABLES, SPENT, limits, of.accuracy, 1.0, 0.5, 3)
+    assert start.warning and explore(start, Q, CAPTURES, TABLES, of) is start
     with pytest.raises(RedcaneError, match="confidence"):
-        explore(start, Q, CAPTURES, TABLES, COSTS, MULTIPLICATIONS, of, confidence=1.0)
+        explore(start, Q, CAPTURES, TABLES, of, confidence=1.0)
 
 
 def test_a_gain_is_no_noise() -> None:

@@ -14,6 +14,7 @@ from test_model_quantize import images, network
 from model.capture import Capture, capture
 from model.emulation import Emulator
 from model.errors import RedcaneError
+from model.multipliers.costs import OperationCosts
 from model.multipliers.error_figures import error_figures
 from model.multipliers.product_table import exact_table
 from model.qnetwork import Format, Product, Requantizer
@@ -28,13 +29,15 @@ TABLES = {"exact": EXACT} | {
 }
 COSTS = {"exact": 100.0, "trunc1": 80.0, "trunc2": 60.0, "trunc3": 45.0, "trunc4": 30.0, "trunc5": 15.0}
 MULTIPLICATIONS = dict(zip(OPERATIONS, (500, 4000, 900, 200, 100), strict=True))
+IN_OPERATION = {key: {name: count * cost for name, cost in COSTS.items()} for key, count in MULTIPLICATIONS.items()}
+SPENT = OperationCosts("points", "points in all", IN_OPERATION)
 UNIFORM = {name: error_figures(table) for name, table in TABLES.items()}
 BITS = {name: int(name[-1]) if name != "exact" else 0 for name in TABLES}
 
 
 def run(measure, tolerated: float = 1.0, kinds: int = 3, budget: float = 0.5, network=Q, tables=TABLES) -> Selection:  # type: ignore[no-untyped-def]
     limits = dict.fromkeys(OPERATIONS, tolerated)
-    return select(network, CAPTURES, tables, COSTS, MULTIPLICATIONS, limits, measure, 0.98, budget, kinds)
+    return select(network, CAPTURES, tables, SPENT, limits, measure, 0.98, budget, kinds)
 
 
 def test_noise_figures_are_means_and_deviations_over_the_range() -> None:
@@ -96,22 +99,23 @@ def test_operations_take_components_of_their_format() -> None:
     mixed = quantize(network(), images(), formats)
     captures = capture(Emulator(mixed), image_codes(mixed, images()), sums=300)
     signed = {"signed": exact_table(True), "signed trunc": exact_table(True) >> 9 << 9}
-    tables, costs = TABLES | signed, COSTS | {"signed": 110.0, "signed trunc": 1.0}
+    tables = TABLES | signed
+    components = dict.fromkeys(OPERATIONS, "exact") | {"primary.mac": "signed"}
+    mixed = mixed.with_components(components, tables)
+    costs = SPENT._replace(by_operation=IN_OPERATION | {"primary.mac": {"signed": 110.0, "signed trunc": 1.0}})
 
-    def choose(tolerated: float, kinds: int, tables: dict[str, np.ndarray]) -> Selection:
+    def choose(tolerated: float, kinds: int) -> Selection:
         limits = dict.fromkeys(OPERATIONS, tolerated)
-        return select(mixed, captures, tables, costs, MULTIPLICATIONS, limits, lambda _: 0.98, 0.98, 0.5, kinds)
+        return select(mixed, captures, tables, costs, limits, lambda _: 0.98, 0.98, 0.5, kinds)
 
     for tolerated, component in ((1.0, "signed trunc"), (1e-9, "signed")):
-        found = choose(tolerated, 2, tables)
+        found = choose(tolerated, 2)
         assert found.assignment["primary.mac"] == component and len(set(found.assignment.values())) == 2
         assert [found.figures[key].keys() for key in ("primary.mac", "conv1.mac")] == [signed.keys(), TABLES.keys()]
         assert found.history[0].assignment == dict.fromkeys(OPERATIONS, "exact") | {"primary.mac": "signed"}
         mixed.with_components(found.assignment, tables)
     with pytest.raises(RedcaneError, match="two kinds of multipliers"):
-        choose(1.0, 1, tables)
-    with pytest.raises(RedcaneError, match="no exact multiplier of signed operands"):
-        choose(1.0, 2, TABLES)
+        choose(1.0, 1)
 
 
 def test_what_the_budget_allows_is_the_cheapest_admissible() -> None:
@@ -191,12 +195,23 @@ def test_what_could_overflow_is_never_chosen() -> None:
     assert found.assignment["conv1.mac"] == "trunc4" and found.assignment["primary.mac"] == "trunc5"
 
 
+def test_each_operation_has_costs_of_its_own() -> None:
+    """What is cheap depends on the operation: its own costs decide, not the transistors."""
+    dear = SPENT._replace(by_operation=IN_OPERATION | {"conv1.mac": {name: 600 - COSTS[name] for name in COSTS}})
+    limits = dict.fromkeys(OPERATIONS, 1.0)
+    found = select(Q, CAPTURES, TABLES, dear, limits, lambda _: 0.98, 0.98)
+    assert found.assignment == dict.fromkeys(OPERATIONS, "trunc5") | {"conv1.mac": "exact"}
+    assert (found.cost, found.cost_total, found.costs) == dear
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(RedcaneError, match="kind"):
         run(lambda assignment: 1.0, kinds=0)
     with pytest.raises(RedcaneError, match="budget"):
         run(lambda assignment: 1.0, budget=float("nan"))
-    with pytest.raises(RedcaneError, match="no exact multiplier"):
-        run(lambda assignment: 1.0, tables={"trunc1": TABLES["trunc1"]})
+    with pytest.raises(RedcaneError, match="trunc1 is not exact"):
+        run(lambda assignment: 1.0, network=Q.with_components(dict.fromkeys(OPERATIONS, "trunc1"), TABLES))
+    with pytest.raises(RedcaneError, match="no costs"):
+        run(lambda assignment: 1.0, tables=TABLES | {"unpriced": TABLES["trunc1"]})
     with pytest.raises(RedcaneError, match="tolerated noise"):
         run(lambda assignment: 1.0, tolerated=float("nan"))

@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
 from flows.run import Run
+from flows.selected import of_switching
+from model.capture import capture
 from model.datasets import Split
 from model.emulation import Emulator
 from model.errors import RedcaneError
 from model.files import digest, read_bounded, write_atomic
+from model.multipliers.costs import OperationCosts
 from model.multipliers.product_table import Table
 from model.operations import operations
 from model.qnetwork import Format, QNetwork
@@ -86,6 +89,27 @@ def ours(run: Run) -> dict[str, Any]:
     accuracy = run.read("accuracy.json", "assigned")
     test = accuracy.get("finetuned", accuracy["assigned"])["test"]
     return _Rows(run).row("ours", run.qnetwork(), round(test * len(run.dataset.test)))
+
+
+def add_switching(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Add `switched` to rows: the transistors that their multipliers switch with each operation's real operands,
+    relative to exact multipliers in sign-magnitude. Operands, and so what is switched, depend on the format.
+    """
+    counts = {o.key: o.counts.multiplications for o in operations(run.network())}
+    images, known = run.dataset.train.images[: run.config.assign.images], dict[str, OperationCosts]()
+
+    def switched(components: Mapping[str, str], formats: Mapping[str, Format]) -> float:
+        key = json.dumps(formats, sort_keys=True)
+        if key not in known:
+            network = run.quantized(formats)
+            captures = capture(Emulator(network), image_codes(network, images), seed=run.config.seed)
+            known[key] = of_switching(run.library, network, captures, counts)
+        return sum(known[key].by_operation[operation][name] for operation, name in components.items())
+
+    keys = run.config.formats()
+    exact = switched(dict.fromkeys(keys, run.library.exact.name), dict.fromkeys(keys, "sign-magnitude"))
+    for row in tqdm(rows, desc="reproduce: what switches", unit="design"):
+        row["switched"] = switched(row["components"], row["formats"]) / exact
 
 
 class _Rows:

@@ -98,10 +98,18 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
         *others,
         Stage(
             "reproduce",
-            inputs=("training.json", "qmodel", "accuracy.json", *(f"reproduction-{name}.json" for name in _PARTS)),
+            inputs=(
+                "network.safetensors",
+                "training.json",
+                "selection.json",
+                "qmodel",
+                "accuracy.json",
+                *(f"reproduction-{name}.json" for name in _PARTS),
+            ),
             outputs=(RESULT,),
             make=_collect,
-            settings=lambda run: {"budget_points": run.config.assign.budget_points, **library},
+            version=2,
+            settings=lambda run: {**sections("quantize", "assign"), **data, **library},
             require=lambda run: need_yosys(),
         ),
     ]
@@ -115,6 +123,8 @@ def _collect(run: Run, scratch: Path, about: Json) -> None:
         parts[name] = {key: value for key, value in parts[name].items() if key not in ("provenance", "schema")}
     parts["curves"]["schema"] = run.read("reproduction-curves.json", "schema")["schema"]
     parts["designs"]["designs"].insert(0, designs.ours(run))
+    parts["designs"]["ours_by"] = run.read("selection.json", "cost")["cost"]
+    designs.add_switching(run, parts["designs"]["designs"])
     parts["designs"]["budget_points"] = run.config.assign.budget_points
     training, config = run.read("training.json", "accuracy"), run.config
     tests = len(run.dataset.test)

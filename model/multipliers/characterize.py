@@ -116,13 +116,13 @@ def characterize(components: Sequence[Multiplier], liberty: Path, opensta: str |
     """The costs of components (by name) in the cells of a Liberty file.
 
     `opensta` is the program's path (`model.opensta.find_opensta`); with None there are areas only. `sequence` is an
-    `operand_sequence`. `done` is told how many more components are finished. Raises RedcaneError, naming
-    the component, where a tool fails or a mapped netlist does not multiply as its component's table says.
+    `operand_sequence`, or several in rows. `done` is told how many more components are finished. Raises RedcaneError,
+    naming the component, where a tool fails or a mapped netlist does not multiply as its component's table says.
     """
     sequence = operand_sequence() if sequence is None else sequence
     library = read_bounded(liberty, _MOST_LIBERTY_BYTES)
     tools = [yosys_version(), opensta and opensta_version(opensta), CLOCK_NS, digest(library),
-             digest(sequence.astype("<i8").tobytes())]
+             digest(sequence.astype("<i8").tobytes()), sequence.shape]
     files = {c.name: _cache_file(c, tools) for c in components}
     found = {name: known for name, file in files.items() if (known := _cached(file, opensta is not None))}
     done(len(found))
@@ -211,14 +211,16 @@ def check(flat: Netlist, component: Multiplier) -> None:
 
 
 def toggle_rates(flat: Netlist, nets: Sequence[int], sequence: NDArray[np.int64]) -> dict[int, float]:
-    """How often each net of a flat netlist changes from one operand pair of the sequence to the next, 0 ... 1."""
+    """How often each net of a flat netlist changes from one operand pair of the sequence to the next, 0 ... 1; from one
+    row of several sequences to the next, nothing is counted.
+    """
     rates = {}
     a, b = (flat["ports"][name]["bits"] for name in "AB")
     for start in range(0, len(nets), 16):  # 16 nets at a time in the place of the product
         probed = nets[start:start + 16]
         probe = _module(a, b, [*probed, *["0"] * (16 - len(probed))], flat["cells"])
         words = product_table(probe).ravel()[sequence]
-        changes = words[1:] ^ words[:-1]
+        changes = words[..., 1:] ^ words[..., :-1]
         rates.update({net: float(np.mean(changes >> k & 1)) for k, net in enumerate(probed)})
     return rates
 

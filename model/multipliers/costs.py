@@ -1,4 +1,6 @@
-"""What multipliers cost, by one measure for all that are compared: energy as measured, power as published, transistors.
+"""What multipliers cost, by one measure for all that are compared, in general and in the operations of a network.
+
+In general that is energy as measured, power as published, or transistors; in an operation it may be what they switch.
 
 `redcane library characterize` leaves what it measured in a file for each library, which holds as long as the library's
 Verilog stays the same.
@@ -61,6 +63,21 @@ class Costs(NamedTuple):
     total: str
     """What a sum over the multiplications of a network is, in words."""
     by_name: Mapping[str, float]
+
+
+class OperationCosts(NamedTuple):
+    """The cost of one inference's multiplications in each operation by each component, and what that is."""
+
+    name: str
+    """The measure with its unit and its source."""
+    total: str
+    """What a sum over operations is, in words."""
+    by_operation: Mapping[str, Mapping[str, float]]
+    """By "layer.operation" and component; of components that suit the operation's format."""
+
+
+SWITCHING = ("switched transistors", "multiplier energy (switched transistors, real operands)")
+"""The measure that model/multipliers/switching.py counts: its name, and a sum of it in words."""
 
 
 def costs(components: Collection[Multiplier], measured: Measured | None) -> Costs:

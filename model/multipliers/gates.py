@@ -7,7 +7,7 @@ is found together with its operands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,20 +128,8 @@ def product_table(module: dict[str, Any]) -> NDArray[np.uint16]:
     """
     drivers = _drivers(module)  # before the ports: a clock among them is better told as the flip-flop that it drives
     ports = multiplier_ports(module)
-    bits = {name: module["ports"][name]["bits"] for name in ports}
-    sources = {net for name in ports[:2] for net in bits[name]}
-    if any(net in drivers or isinstance(net, str) for net in sources):
-        raise RedcaneError("one of its gates drives an input port")
-    order = _in_order(drivers, bits[ports.out], sources)
-    pairs = np.arange(PAIRS)
-    operands = {net: _pack(pairs >> k + shift & 1) for name, shift in ((ports.a, 8), (ports.b, 0))
-                for k, net in enumerate(bits[name])}
-    step = min(_WORDS, max(16, _WORDS_AT_ONCE // (len(order) + 1)))
-    parts = [_evaluate(order, bits[ports.out], {net: words[start:start + step] for net, words in operands.items()})
-             for start in range(0, _WORDS, step)]
     product = np.zeros(PAIRS, np.uint16)
-    for k in range(16):
-        one, zero = (np.concatenate([part[k][rail] for part in parts]) for rail in (0, 1))
+    for k, (one, zero) in enumerate(_signals(module, ports, drivers, module["ports"][ports.out]["bits"])):
         undefined = np.flatnonzero(one & zero)
         if undefined.size:
             word = int(undefined[0])
@@ -150,6 +138,34 @@ def product_table(module: dict[str, Any]) -> NDArray[np.uint16]:
                                f"{ports.b} = {pair & 255}: a wire is not driven, or an x is assigned")
         product |= _unpack(one).astype(np.uint16) << k
     return product.reshape(256, 256)
+
+
+def signal_words(module: dict[str, Any], nets: Sequence[int]) -> NDArray[np.uint64]:
+    """Up to 64 nets of a multiplier's netlist for all operand pairs, uint64 [65536], indexed 256 a + b: bit k is net k.
+
+    Where a net is undefined it counts as 1. Raises RedcaneError as `product_table` does, but for undefined nets.
+    """
+    words = np.zeros(PAIRS, np.uint64)
+    for k, signal in enumerate(_signals(module, multiplier_ports(module), _drivers(module), nets)):
+        words |= _unpack(signal.one).astype(np.uint64) << np.uint64(k)
+    return words
+
+
+def _signals(module: dict[str, Any], ports: Ports, drivers: dict[int, Gate], nets: Sequence[int | str]) -> list[Rails]:
+    """What nets of a multiplier's netlist are for all operand pairs."""
+    bits = {name: module["ports"][name]["bits"] for name in ports[:2]}
+    sources = {net for port in bits.values() for net in port}
+    if any(net in drivers or isinstance(net, str) for net in sources):
+        raise RedcaneError("one of its gates drives an input port")
+    order = _in_order(drivers, nets, sources)
+    pairs = np.arange(PAIRS)
+    operands = {net: _pack(pairs >> k + shift & 1) for name, shift in ((ports.a, 8), (ports.b, 0))
+                for k, net in enumerate(bits[name])}
+    step = min(_WORDS, max(16, _WORDS_AT_ONCE // (len(order) + 1)))
+    parts = [_evaluate(order, nets, {net: words[start:start + step] for net, words in operands.items()})
+             for start in range(0, _WORDS, step)]
+    return [Rails(*(np.concatenate(rail) for rail in zip(*(part[k] for part in parts), strict=True)))
+            for k in range(len(nets))]
 
 
 def _pack(bits: NDArray[Any]) -> Words:
@@ -204,8 +220,8 @@ def _in_order(drivers: dict[int, Gate], outputs: Iterable[int | str], sources: s
     return order
 
 
-def _evaluate(order: list[Gate], outputs: list[int | str], operands: dict[int, Words]) -> list[Rails]:
-    """The outputs' rails for the operand pairs whose bits are given."""
+def _evaluate(order: list[Gate], outputs: Sequence[int | str], operands: dict[int, Words]) -> list[Rails]:
+    """The rails of `outputs`, any nets, for the operand pairs whose bits are given."""
     size = len(next(iter(operands.values())))
     none, all_ = np.zeros(size, np.uint64), np.full(size, ~np.uint64(0))
     undefined = Rails(all_, all_)

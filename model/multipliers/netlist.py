@@ -32,7 +32,7 @@ from model.yosys import YosysError, run_yosys, yosys_version
 MOST_VERILOG_BYTES = 1 << 20
 _MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,59}")
 _MOST_NETLIST_BYTES = 64 << 20
-_MOST_CACHE_BYTES = 1 << 20
+_MOST_CACHE_BYTES = 32 << 20
 _BATCH = 12
 _SECONDS = (30, 6)  # for a batch, and for each of its circuits
 
@@ -83,6 +83,8 @@ class Extracted:
     transistors: int
     signed_ports: bool
     """Whether the ports are declared `signed`."""
+    gates: bytes
+    """The netlist whose transistors are counted, in Yosys' JSON, with the ports and the cells' connections only."""
 
 
 def extract_table(verilog: Path | str, module: str | None = None) -> Extracted:
@@ -147,11 +149,12 @@ def _extract(batch: Sequence[Circuit]) -> list[Extracted]:
         read = _each(batch, folder, scripts, lambda written, circuit: _accept(written, circuit.module))
         scripts = (_COUNT.format(file=index, flow=TRANSISTOR_FLOW) for index in range(len(batch)))
         mapped = _each(batch, folder, scripts, lambda written, _: _count(written))
-        for circuit, (_, _, table, _, _), (mapped_table, _) in zip(batch, read, mapped, strict=True):
+        for circuit, (_, _, table, _, _), (mapped_table, _, _) in zip(batch, read, mapped, strict=True):
             if not np.array_equal(table, mapped_table):
                 raise RedcaneError(f"{circuit.label}: Yosys' mapped netlist does not multiply as its Verilog does")
-        return [Extracted(module, ports, table, helpers, transistors, signed_ports)
-                for (module, ports, table, helpers, signed_ports), (_, transistors) in zip(read, mapped, strict=True)]
+        return [Extracted(module, ports, table, helpers, transistors, signed_ports, gates)
+                for (module, ports, table, helpers, signed_ports), (_, transistors, gates)
+                in zip(read, mapped, strict=True)]
 
 
 _Written = Callable[[str], dict[str, Any]]
@@ -205,10 +208,12 @@ def _accept(written: _Written, module: str | None) -> tuple[str, Ports, NDArray[
     return name, multiplier_ports(netlist), table, helpers, has_signed_ports(netlist)
 
 
-def _count(written: _Written) -> tuple[NDArray[np.uint16], int]:
+def _count(written: _Written) -> tuple[NDArray[np.uint16], int, bytes]:
     _, netlist = _only_module(written("mapped"))
     count = str(written("stat")["design"].get("estimated_num_transistors", 0))
-    return product_table(netlist), int(count.rstrip("+"))
+    cells = [{"type": cell["type"], "connections": cell["connections"]} for cell in netlist["cells"].values()]
+    gates = {"ports": netlist["ports"], "cells": dict(zip(map(str, range(len(cells))), cells, strict=True))}
+    return product_table(netlist), int(count.rstrip("+")), json.dumps(gates, separators=(",", ":")).encode()
 
 
 def _check_one_top(modules: dict[str, Any]) -> None:
@@ -234,7 +239,7 @@ def cache_folder() -> Path:
 
 
 def _cache_file(circuit: Circuit) -> Path:
-    key = json.dumps([3, yosys_version(), _READ, _COUNT, TRANSISTOR_FLOW, circuit.module, circuit.verilog])
+    key = json.dumps([4, yosys_version(), _READ, _COUNT, TRANSISTOR_FLOW, circuit.module, circuit.verilog])
     return cache_folder() / "multipliers" / f"{digest(key.encode())}.npz"
 
 
@@ -246,18 +251,21 @@ def _cached(circuit: Circuit) -> Extracted | None:
             return None
         with np.load(content, allow_pickle=False) as arrays:
             table, names, transistors = arrays["table"], arrays["names"], arrays["transistors"]
-            signed_ports = bool(arrays["signed_ports"])
+            signed_ports, gates = bool(arrays["signed_ports"]), arrays["gates"].tobytes()
         if table.shape != (256, 256) or table.dtype != np.uint16 or names.ndim != 1 or names.dtype.kind != "U":
             return None
         module, a, b, out, *helpers = (str(name) for name in names)
-        return Extracted(module, Ports(a, b, out), table, tuple(helpers), int(transistors), signed_ports)
+        return Extracted(module, Ports(a, b, out), table, tuple(helpers), int(transistors), signed_ports, gates)
     except (RedcaneError, OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _store(circuit: Circuit, extracted: Extracted) -> None:
     content = io.BytesIO()
-    np.savez(content, table=extracted.table, transistors=extracted.transistors, signed_ports=extracted.signed_ports,
-             names=np.array([extracted.module, *extracted.ports, *extracted.helpers], dtype=np.str_))
+    np.savez_compressed(
+        content, table=extracted.table, transistors=extracted.transistors, signed_ports=extracted.signed_ports,
+        gates=np.frombuffer(extracted.gates, np.uint8),
+        names=np.array([extracted.module, *extracted.ports, *extracted.helpers], dtype=np.str_),
+    )
     with suppress(OSError):  # an unwritable cache costs time, nothing else
         write_atomic(_cache_file(circuit), content.getvalue())
