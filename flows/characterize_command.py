@@ -32,12 +32,12 @@ def add_parser(actions: argparse._SubParsersAction[Any]) -> None:
     action.add_argument("--operands", type=Path, metavar="CONFIG",
                         help="energy for the operands of this run's convolutions, not for uniform ones")  # fmt: skip
     action.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
-    action.add_argument("--forget", action="store_true", help="forget what was measured: runs compare without it")
+    action.add_argument("--forget", action="store_true", help="forget what was measured")
     action.set_defaults(command=characterize_library)
 
 
 def characterize_library(chosen: argparse.Namespace) -> None:
-    """Print the costs of a library's components, and keep them: from then on, runs choose components by them."""
+    """Print the costs of a library's components, and keep them: from then on they are the library's cost."""
     from flows.synthesize import find_liberty
     from model.multipliers.library import costs_path, load_library
     from model.opensta import find_opensta
@@ -45,7 +45,7 @@ def characterize_library(chosen: argparse.Namespace) -> None:
     library = load_library(chosen.library)
     if chosen.forget:
         costs_path(library.name).unlink(missing_ok=True)
-        print(f"runs compare {library.name}'s multipliers by {load_library(chosen.library).cost_name}")
+        print(f"the cost of {library.name}'s multipliers is {load_library(chosen.library).cost_name}")
         return
     liberty = find_liberty(chosen.liberty)
     if liberty is None:
@@ -53,7 +53,7 @@ def characterize_library(chosen: argparse.Namespace) -> None:
     else:
         text, measured = report(library, liberty, find_opensta(), chosen.operands, chosen.runs)
         measured.save(costs_path(library.name))
-        print(f"{text}\nfrom now on, runs compare {library.name}'s multipliers by "
+        print(f"{text}\nfrom now on, the cost of {library.name}'s multipliers is "
               f"{load_library(chosen.library).cost_name}")
 
 

@@ -267,7 +267,7 @@ def test_the_command_without_opensta(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert {name: round(c.area) for name, c in kept.components.items()} == areas
     assert replace(SMALL, measured=kept).cost_name == f"area (um2, measured: {DEBIAN_LIBERTY.name}, uniform operands)"
     assert main(["library", "characterize", "--forget"]) == 0
-    assert "compare small's multipliers by transistors" in capsys.readouterr().out
+    assert "the cost of small's multipliers is transistors" in capsys.readouterr().out
     assert load_measured(costs_path("small")) is None
 
 

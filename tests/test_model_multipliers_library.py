@@ -259,7 +259,7 @@ def test_a_damaged_library_is_refused(release: Path, damage: Callable[[Path], ob
 def test_the_description_shows_every_component(release: Path) -> None:
     text = describe(import_folder(release))
     lines = text.splitlines()
-    assert lines[0] == "library evoapprox: 3 components, compared by power (mW, published)"
+    assert lines[0] == "library evoapprox: 3 components; cost: power (mW, published)"
     for column in ("MAE %", "WCE %", "EP %", "NM", "NA", "transistors", "power mW", "commutes", "origin"):
         assert column in lines[1]
     b = next(line for line in lines if line.startswith("mul8u_BBB")).split()

@@ -234,7 +234,7 @@ def describe(library: Library) -> str:
     left = {0, 1, len(rows[0]) - 1}
     lines = ["  ".join(cell.ljust(width) if k in left else cell.rjust(width)
                        for k, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
-    head = f"library {library.name}: {len(library.components)} components, compared by {library.cost_name}"
+    head = f"library {library.name}: {len(library.components)} components; cost: {library.cost_name}"
     return "\n".join([head, lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
