@@ -33,8 +33,6 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
     sampled = image_codes(exact, run.dataset.train.images[: settings.images])
     captures = capture(Emulator(exact), sampled, seed=run.config.seed)
     resilience = Resilience.from_json(run.read("resilience.json"))
-    multiplications = {o.key: o.counts.multiplications for o in operations(run.network())}
-    costs = of_library if settings.compare_by == "library" else of_switching
     measurements = Measurements(
         exact,
         tables,
@@ -48,7 +46,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         exact,
         captures,
         tables,
-        costs(library, exact, captures, multiplications),
+        costs_of(run, exact, captures),
         {key: resilience.tolerated_nm(key) for key, _, _ in exact.products()},
         measurements.accuracy,
         accuracy(run.network(), images.images, images.labels),
@@ -69,6 +67,14 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
     )
 
 
+def costs_of(run: Run, network: QNetwork, captures: Mapping[str, Capture]) -> OperationCosts:
+    """What the multipliers of the run's library cost in a quantised network's operations, by the run's measure."""
+    multiplications = {o.key: o.counts.multiplications for o in operations(run.network())}
+    if run.config.assign.compare_by == "library":
+        return of_library(run.library, network, multiplications)
+    return of_switching(run.library, network, captures, multiplications)
+
+
 def of_switching(
     library: Library, network: QNetwork, captures: Mapping[str, Capture], multiplications: Mapping[str, int]
 ) -> OperationCosts:
@@ -87,9 +93,7 @@ def of_switching(
     return OperationCosts(*SWITCHING, found)
 
 
-def of_library(
-    library: Library, network: QNetwork, captures: Mapping[str, Capture], multiplications: Mapping[str, int]
-) -> OperationCosts:
+def of_library(library: Library, network: QNetwork, multiplications: Mapping[str, int]) -> OperationCosts:
     """What a library's components cost in the operations of a network, the same for every operand."""
     found = {
         key: {

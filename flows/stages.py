@@ -15,12 +15,13 @@ from flows.executors import workers
 from flows.fpga import estimate
 from flows.report import report
 from flows.run import Run
-from flows.selected import selected
+from flows.selected import costs_of, selected
 from flows.stage import PARTIAL, Failed, Json, Pipeline, Stage
 from flows.synthesize import find_liberty, synthesize
 from flows.tools import need_simulator, need_yosys
 from hw.generate import generate
 from model.assignment import assignment, load_assignment, save_assignment
+from model.capture import capture
 from model.datasets import Dataset, Split
 from model.emulation import Emulator
 from model.files import digest, write_atomic
@@ -28,7 +29,7 @@ from model.finetune import finetune, with_weights
 from model.network import Network
 from model.nextpnr import nextpnr_version
 from model.qfile import save
-from model.qnetwork import QNetwork
+from model.qnetwork import QNetwork, takes_signed
 from model.quantize import image_codes
 from model.resilience import analyze, subject
 from model.resilience_plots import plot_groups, plot_layers
@@ -151,9 +152,24 @@ def _quantize(run: Run, scratch: Path, about: Json) -> None:
         **run.read("training.json", "accuracy")["accuracy"],
         "selection": accuracy(run.network(), on.images, on.labels),
     }
-    write_json(scratch / "accuracy.json", {"schema": 1, "float": floating, **measured}, about)
+    content = {"schema": 2, "float": floating, **measured, "costs": _costs(run, network)}
+    write_json(scratch / "accuracy.json", content, about)
     save(network, scratch / "qmodel")
     write_json(scratch / "qmodel" / "provenance.json", {}, about)
+
+
+def _costs(run: Run, network: QNetwork) -> Json:
+    """What an inference's multiplications cost in each operation of a network, with the operands that it really has."""
+    images = image_codes(network, run.dataset.train.images[: run.config.assign.images])
+    costs = costs_of(run, network, capture(Emulator(network), images, seed=run.config.seed))
+    spent = {
+        key: {
+            "exact": costs.by_operation[key][run.library.exact_of(takes_signed(product.format)).name],
+            "assigned": costs.by_operation[key][product.component],
+        }
+        for key, product, _ in network.products()
+    }
+    return {"name": costs.name, "total": costs.total, "operations": spent}
 
 
 def _generate(run: Run, scratch: Path, about: Json) -> None:
@@ -284,8 +300,8 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "assignment.yaml", *_FINETUNED),
         outputs=("qmodel", "accuracy.json"),
         make=_quantize,
-        version=2,
-        settings=_settings(_section("network", "train", "quantize"), _copies, _data, _library),
+        version=3,
+        settings=_settings(_section("network", "train", "quantize", "assign"), _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),
     Stage(

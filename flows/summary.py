@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from model.multipliers.characterize import Characterisation
     from model.multipliers.component import Multiplier
-    from model.multipliers.costs import OperationCosts
     from model.operations import Operation
     from model.resilience import Resilience
 
@@ -52,8 +51,8 @@ class Facts:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.accuracy = run.read("accuracy.json", "float", "exact_8_bit", "assigned")
-        self.selection = run.read("selection.json", "figures", "history", "warning", "costs")
+        self.accuracy = run.read("accuracy.json", "float", "exact_8_bit", "assigned", "costs")
+        self.selection = run.read("selection.json", "figures", "history", "warning")
         self.verify = run.read(
             "verify.json", "images", "values_compared", "mismatches", "cycles_per_image", "pe_utilisation", "array"
         )
@@ -82,7 +81,6 @@ class Facts:
     def operations(self) -> list[OperationFacts]:
         """All operations of the four groups, in the order of execution."""
         products = {key: product for key, product, _ in self.network.products()}
-        costs = self.costs
         rows = []
         for operation in self.found:
             if operation.group not in self.resilience.groups:  # no noise was injected there
@@ -90,8 +88,7 @@ class Facts:
             product = products.get(operation.key)
             # none where assignment.yaml was given a format afterwards that takes other multipliers
             noise = self.selection["figures"][operation.key].get(product.component, {}) if product else {}
-            spent = costs.by_operation.get(operation.key, {})
-            exact = self.run.library.exact_of(takes_signed(product.format)).name if product else None
+            costs = self.accuracy["costs"]["operations"].get(operation.key, {})
             rows.append(
                 OperationFacts(
                     operation.key,
@@ -103,8 +100,8 @@ class Facts:
                     product.format if product else None,
                     noise.get("nm"),
                     noise.get("na"),
-                    spent[product.component] if product else None,
-                    spent[exact] if exact else None,
+                    costs.get("assigned"),
+                    costs.get("exact"),
                 )
             )
         return rows
@@ -130,19 +127,6 @@ class Facts:
     def exact_cost(self) -> float:
         """Of one inference with exact multipliers everywhere."""
         return sum(row.exact_cost or 0.0 for row in self.operations)
-
-    @cached_property
-    def costs(self) -> OperationCosts:
-        """What the selection compared multipliers by; the library's costs, where assignment.yaml was given a format
-        afterwards that takes others than were compared.
-        """
-        from flows.selected import of_library
-        from model.multipliers.costs import OperationCosts
-
-        chosen, products = self.selection, self.network.products()
-        if all(product.component in chosen["costs"].get(key, {}) for key, product, _ in products):
-            return OperationCosts(chosen["cost"], chosen["cost_total"], chosen["costs"])
-        return of_library(self.run.library, self.network, {}, {o.key: o.counts.multiplications for o in self.found})
 
     @cached_property
     def levels(self) -> dict[str, float]:
@@ -187,7 +171,8 @@ class Facts:
     @property
     def cost_title(self) -> str:
         """What `saved` is a fraction of."""
-        return self.costs.total
+        total: str = self.accuracy["costs"]["total"]
+        return total
 
     @property
     def top(self) -> dict[str, Any]:

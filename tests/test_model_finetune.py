@@ -60,14 +60,16 @@ def accuracy(network: QNetwork, digits: Dataset) -> float:
     return float((Emulator(network).classify(image_codes(network, digits.test.images)) == digits.test.labels).mean())
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("form", ["sign-magnitude", "affine"])
 def test_forward_is_the_reference_and_backward_reaches_every_weight(
-    form: Format, trained: CapsNet, digits: Dataset
+    form: Format, bfloat16: bool, trained: CapsNet, digits: Dataset
 ) -> None:
     quantized = aggressive(trained, digits, 3, form)
     images = torch.from_numpy(digits.test.images[:3])
     network = copy_of(trained)
-    capsules = StraightThrough(quantized)(network, images)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):  # the integers stay what they are
+        capsules = StraightThrough(quantized)(network, images)
     layer = quantized.layers[-1]
     assert isinstance(layer, QClassCaps)
     for image, found in zip(image_codes(quantized, images), capsules.detach().numpy(), strict=True):
