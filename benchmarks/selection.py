@@ -38,6 +38,7 @@ from model.quantize import image_codes
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "selection.json"
+ACCURACIES = ("float", "exact_8_bit", "assigned", "finetuned")
 
 
 def measure(name: str, library: str, runs: Path, liberty: Path, opensta: str) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def measure(name: str, library: str, runs: Path, liberty: Path, opensta: str) ->
         "measurements": chosen["measurements"],
         "bound_points": chosen["bound_points"],
         "accuracy": {which: {split: found[which][split] for split in ("validation", "test")}
-                     for which in ("float", "exact_8_bit", "assigned")},
+                     for which in ACCURACIES if which in found},
         "energy_uj": spent,
     }  # fmt: skip
 
@@ -82,12 +83,13 @@ def summary(known: dict[str, Any]) -> str:
     """The results as text."""
     rows = []
     for name, row in known.items():
-        accuracy = (f"{100 * row['accuracy'][which][split]:.2f}" for which in ("float", "exact_8_bit", "assigned")
-                    for split in ("validation", "test"))  # fmt: skip
+        accuracy = (f"{100 * row['accuracy'][which][split]:.2f}" if which in row["accuracy"] else "-"
+                    for which in ACCURACIES for split in ("validation", "test"))  # fmt: skip
         energies = (100 * (1 - of["assigned"] / of["exact"]) for of in row["energy_uj"].values())
         saved = (f"{100 * part:.1f}" for part in row["saved"].values())
         rows.append((name, *accuracy, *saved, row["measurements"], *(f"{part:.1f}" for part in energies)))
-    header = ["run", "float: validation", "test", "8 bits: validation", "test", "assigned: validation", "test"]
+    header = ["run", "float: validation", "test", "8 bits: validation", "test", "assigned: validation", "test",
+              "fine-tuned: validation", "test"]  # fmt: skip
     header += ["saved % by the noise", "by measuring", "measurements", "energy saved %: multipliers", "elements"]
     return table(header, rows)
 
