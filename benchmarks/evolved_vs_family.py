@@ -3,10 +3,9 @@ multipliers of ariths-gen.
 
     python benchmarks/evolved_vs_family.py [--config configs/digits.yaml] [--runs DIR]
 
-The same trained network, resilience analysis, budget of accuracy and method of selection with every library. Energies
-are measured by `redcane library characterize` with the operands of the network's convolutions, for all alike; without
-OpenSTA or Liberty file the table says what was compared in their place. Needs `pip install 'redcane[library-tools]'`.
-Results are kept beside this file as evolved_vs_family.json.
+The same trained network, resilience analysis, budget of accuracy and method of selection with every library, and the
+same measure of cost: the transistors that switch with each operation's operands. Needs
+`pip install 'redcane[library-tools]'`. Results are kept beside this file as evolved_vs_family.json.
 """
 
 from __future__ import annotations
@@ -19,16 +18,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flows.characterize_command import report
 from flows.config import Config
 from flows.run import Run
 from flows.stages import bring_up
-from flows.synthesize import find_liberty
 from flows.tables import table
 from model.files import write_atomic
 from model.multipliers import family
-from model.multipliers.library import EMBEDDED, costs_path, import_folder, libraries_folder, load_library
-from model.opensta import find_opensta
+from model.multipliers.library import EMBEDDED, import_folder, libraries_folder
 
 LIBRARIES = ("ariths-gen", "evolved", "embedded")
 
@@ -50,7 +46,7 @@ def outcome(config_path: Path, library: str, runs: Path) -> dict[str, Any]:
     shutil.copytree(shared.folder, run.folder, dirs_exist_ok=True)
     bring_up(run, "quantize")
     chosen = run.read("selection.json", "choices", "cost")
-    measured = run.read("accuracy.json", "float", "assigned")
+    measured = run.read("accuracy.json", "float", "assigned")  # before fine-tuning, where that is configured
     spent = sum(choice["cost"] for choice in chosen["choices"])
     return {
         "library": library,
@@ -67,24 +63,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/digits.yaml"))
     parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "redcane-evolved-vs-family")
-    parser.add_argument("--liberty", metavar="FILE", help="default: that of Debian's package qflow-tech-osu018")
     chosen = parser.parse_args()
-    liberty, rows = find_liberty(chosen.liberty), []
     with tempfile.TemporaryDirectory() as home:
-        os.environ["REDCANE_HOME"] = home  # the user's libraries and their costs stay as they are
+        os.environ["REDCANE_HOME"] = home  # the user's libraries stay as they are
         family.write(libraries_folder() / LIBRARIES[0])
         with tempfile.TemporaryDirectory() as circuits:
             write_evolved(Path(circuits))
-        for name in LIBRARIES:
-            if liberty:
-                _, measured = report(load_library(name), liberty, find_opensta(), chosen.config,
-                                        chosen.runs / "analysed")  # fmt: skip
-                measured.save(costs_path(name))
-            rows.append(outcome(chosen.config, name, chosen.runs))
+        rows = [outcome(chosen.config, name, chosen.runs) for name in LIBRARIES]
     theirs, *others = rows
-    units = {row["compared_by"] for row in rows}
-    if len(units) > 1:
-        raise SystemExit(f"different costs cannot be compared: {', '.join(sorted(units))}")
     print(f"compared by {theirs['compared_by']}\n")
     print(table(("library", "components", "spent an inference", "saved", "selection accuracy", "test accuracy"),
                 [(row["library"], row["components"], f"{row['spent_per_inference']:.4g}", f"{100 * row['saved']:.1f} %",

@@ -117,6 +117,11 @@ class Finetune(Section):
         0, description="passes over the training images; 0: none (and 3 for the command `finetune`)"
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-3, description="of Adam; falls along half a cosine")
+    recovers_points: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0,
+        description="what it is trusted to bring back, in percentage points: so much more than its budget the "
+        "assignment may lose; whether the budget is kept in the end is measured",
+    )
 
 
 class Assign(Section):
@@ -283,6 +288,11 @@ class Config(Section):
         from model.training import TrainingRecipe
 
         return TrainingRecipe(**self.train.model_dump(), seed=self.seed)
+
+    def lost_before_finetuning(self) -> float:
+        """Percentage points that the assignment may lose."""
+        recovered = self.finetune.recovers_points if self.finetune.epochs else 0.0
+        return self.assign.budget_points + recovered
 
     def finetuning(self) -> TrainingRecipe:
         """How to fine-tune: as in training, but for epochs and learning rate, and without reconstruction."""

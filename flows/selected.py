@@ -50,7 +50,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         {key: resilience.tolerated_nm(key) for key, _, _ in exact.products()},
         measurements.accuracy,
         accuracy(run.network(), images.images, images.labels),
-        settings.budget_points,
+        run.config.lost_before_finetuning(),
         settings.max_kinds,
         tell,
     )

@@ -112,7 +112,7 @@ def _assign(run: Run, scratch: Path, about: Json) -> None:
     library, formats = run.library, run.config.formats()
     exact = run.quantized(formats)
     made_from = about["made_from"]
-    measured = {name: value for name, value in made_from["settings"].items() if name != "assign"}
+    measured = {name: value for name, value in made_from["settings"].items() if name not in ("assign", "may_lose")}
     identity = digest(json.dumps([made_from["inputs"]["network.safetensors"], measured], sort_keys=True).encode())
     known = _partial(run, f"measurements-{identity[:16]}.jsonl")
     selection = selected(run, exact, known, tell)
@@ -152,6 +152,12 @@ def _quantize(run: Run, scratch: Path, about: Json) -> None:
         **run.read("training.json", "accuracy")["accuracy"],
         "selection": accuracy(run.network(), on.images, on.labels),
     }
+    lost = 100 * (floating["selection"] - list(measured.values())[-1]["selection"])
+    if run.config.finetune.epochs and lost > run.config.assign.budget_points:
+        tell(
+            f"warning: fine-tuned, {lost:.2f} points are lost on the selection images, more than the budget of "
+            f"{run.config.assign.budget_points:g}: more finetune.epochs or less finetune.recovers_points may keep it"
+        )
     content = {"schema": 2, "float": floating, **measured, "costs": _costs(run, network)}
     write_json(scratch / "accuracy.json", content, about)
     save(network, scratch / "qmodel")
@@ -256,6 +262,10 @@ def _copies(run: Run) -> Json:
     return {"copies": run.config.copies}
 
 
+def _may_lose(run: Run) -> Json:
+    return {"may_lose": run.config.lost_before_finetuning()}
+
+
 def _library(run: Run) -> Json:
     return {"library": run.library_hash}
 
@@ -283,7 +293,7 @@ STAGES: list[Stage[Run]] = [
         outputs=("assignment.yaml", "selection.json"),
         make=_assign,
         version=3,
-        settings=_settings(_section("network", "train", "quantize", "assign"), _copies, _data, _library),
+        settings=_settings(_section("network", "train", "quantize", "assign"), _may_lose, _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),
     Stage(

@@ -70,3 +70,21 @@ def test_the_recipe_is_that_of_training(tmp_path: Path) -> None:
     recipe = config.finetuning()
     assert (recipe.epochs, recipe.learning_rate, recipe.patience, recipe.reconstruction) == (7, 0.01, 7, 0.0)
     assert (recipe.batch, recipe.shift, recipe.seed) == (config.recipe().batch, config.recipe().shift, config.seed)
+
+
+def test_what_is_trusted_to_come_back_may_be_lost_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tiny.yaml"
+    text = TINY.replace("budget_points: 5.0", "budget_points: 0.0")
+
+    def selected(finetune: str) -> tuple[float, str]:
+        path.write_text(f"{text}finetune: {finetune}\n")
+        assert main(["quantize", str(path), "--runs", str(tmp_path)]) == 0
+        selection = json.loads((tmp_path / "tiny" / "selection.json").read_text())
+        return selection["budget_points"], capsys.readouterr().err
+
+    assert selected("{recovers_points: 60.0}")[0] == 0.0, "without fine-tuning nothing comes back"
+    budget, told = selected("{epochs: 1, learning_rate: 1.0e-9, recovers_points: 60.0}")
+    assert budget == 60.0
+    accuracy = json.loads((tmp_path / "tiny" / "accuracy.json").read_text())
+    lost = 100 * (accuracy["float"]["selection"] - accuracy["finetuned"]["selection"])
+    assert lost > 0 and f"warning: fine-tuned, {lost:.2f} points are lost on the selection images" in told
