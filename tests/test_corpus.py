@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,9 @@ def test_a_wrong_gate_is_found_and_replayed(tmp_path: Path, monkeypatch: pytest.
     def wrong(self: fuzz.Build, folder: Path) -> list[Path]:
         sources = right(self, folder)
         pe = folder / "pe.v"
-        pe.write_text(pe.read_text().replace("assign product = ", "assign product = 17'd1 ^ "))
+        text, count = re.subn(r"(?<=\bproduct <= )(?=\\)", "17'd1 ^ ", pe.read_text())
+        assert count == 1
+        pe.write_text(text)
         return sources
 
     with monkeypatch.context() as patch:
