@@ -12,27 +12,21 @@ Wants OpenSTA. Results are kept in selection.json beside this file, of other run
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import subjects
 from formats import CAPTURED, stream
 from pe_energy import energy, map_element
 
 from flows.config import Config
 from flows.run import Run
 from flows.stages import bring_up
-from flows.synthesize import find_liberty
 from flows.tables import table
 from model.assignment import load_assignment
 from model.capture import capture
 from model.emulation import Emulator
-from model.errors import RedcaneError
-from model.files import write_atomic
 from model.multipliers.characterize import characterize
-from model.opensta import find_opensta
 from model.operations import operations
 from model.quantize import image_codes
 
@@ -94,24 +88,5 @@ def summary(known: dict[str, Any]) -> str:
     return table(header, rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subjects", nargs="*", metavar="CONFIG:LIBRARY")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    chosen = parser.parse_args()
-    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    liberty, opensta = find_liberty(None), find_opensta()
-    try:
-        if liberty is None or opensta is None:
-            raise RedcaneError("this benchmark wants Debian's packages opensta and qflow-tech-osu018")
-        for subject in chosen.subjects:
-            name, _, library = subject.partition(":")
-            known[subject] = measure(name, library or "embedded", chosen.runs, liberty, opensta)
-            write_atomic(RESULTS, json.dumps(known, indent=1) + "\n")
-    except RedcaneError as error:
-        sys.exit(str(error))
-    print(summary(known))
-
-
 if __name__ == "__main__":
-    main()
+    subjects.main(__doc__, RESULTS, measure, summary)
