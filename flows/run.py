@@ -17,6 +17,7 @@ from model.files import digest, read_bounded
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from model.capture import Capture
     from model.datasets import Dataset, Split
     from model.multipliers.library import Library
     from model.network import Network
@@ -101,6 +102,21 @@ class Run:
         settings = self.config.quantize
         images = torch.from_numpy(self.dataset.train.images[: settings.images])
         return self.library.exactly(quantize(self.network(), images, formats, settings.align))
+
+    def captures(self, network: QNetwork) -> dict[str, Capture]:
+        """What the multipliers of a quantised network see on training images, by operation."""
+        from model.capture import capture
+        from model.emulation import Emulator
+        from model.quantize import image_codes
+
+        images = self.dataset.train.images[: self.config.assign.images]
+        return capture(Emulator(network), image_codes(network, images), seed=self.config.seed)
+
+    def multiplications(self) -> dict[str, int]:
+        """Those of one inference, by operation."""
+        from model.operations import operations
+
+        return {o.key: o.counts.multiplications for o in operations(self.network())}
 
     def network(self, weights: str = "network.safetensors") -> Network:
         """The trained network, or that of other weights in the folder."""

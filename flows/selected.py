@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from flows.run import Run
-from model.capture import Capture, capture
-from model.emulation import Emulator
+from model.capture import Capture
 from model.exploration import explore
 from model.measurements import Measurements
 from model.multipliers.costs import SWITCHING, OperationCosts
 from model.multipliers.library import Library
 from model.multipliers.switching import switched_transistors
-from model.operations import operations
 from model.qnetwork import QNetwork, takes_signed
 from model.quantize import image_codes
 from model.resilience import Resilience
@@ -30,8 +28,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
     """
     settings, library, images = run.config.assign, run.library, run.selection_images
     tables = {name: component.table for name, component in library.components.items()}
-    sampled = image_codes(exact, run.dataset.train.images[: settings.images])
-    captures = capture(Emulator(exact), sampled, seed=run.config.seed)
+    captures = run.captures(exact)
     resilience = Resilience.from_json(run.read("resilience.json"))
     measurements = Measurements(
         exact,
@@ -69,7 +66,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
 
 def costs_of(run: Run, network: QNetwork, captures: Mapping[str, Capture]) -> OperationCosts:
     """What the multipliers of the run's library cost in a quantised network's operations, by the run's measure."""
-    multiplications = {o.key: o.counts.multiplications for o in operations(run.network())}
+    multiplications = run.multiplications()
     if run.config.assign.compare_by == "library":
         return of_library(run.library, network, multiplications)
     return of_switching(run.library, network, captures, multiplications)

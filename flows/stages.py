@@ -21,7 +21,6 @@ from flows.synthesize import find_liberty, synthesize
 from flows.tools import need_simulator, need_yosys
 from hw.generate import generate
 from model.assignment import assignment, load_assignment, save_assignment
-from model.capture import capture
 from model.datasets import Dataset, Split
 from model.emulation import Emulator
 from model.files import digest, write_atomic
@@ -33,6 +32,7 @@ from model.qnetwork import QNetwork, takes_signed
 from model.quantize import image_codes
 from model.resilience import analyze, subject
 from model.resilience_plots import plot_groups, plot_layers
+from model.selection import ROUNDING
 from model.store import Store
 from model.training import accuracy, initial, train
 from model.weights import save_weights
@@ -153,7 +153,7 @@ def _quantize(run: Run, scratch: Path, about: Json) -> None:
         "selection": accuracy(run.network(), on.images, on.labels),
     }
     lost = 100 * (floating["selection"] - list(measured.values())[-1]["selection"])
-    if run.config.finetune.epochs and lost > run.config.assign.budget_points:
+    if run.config.finetune.epochs and lost > run.config.assign.budget_points + ROUNDING:
         tell(
             f"warning: fine-tuned, {lost:.2f} points are lost on the selection images, more than the budget of "
             f"{run.config.assign.budget_points:g}: more finetune.epochs or less finetune.recovers_points may keep it"
@@ -166,8 +166,7 @@ def _quantize(run: Run, scratch: Path, about: Json) -> None:
 
 def _costs(run: Run, network: QNetwork) -> Json:
     """What an inference's multiplications cost in each operation of a network, with the operands that it really has."""
-    images = image_codes(network, run.dataset.train.images[: run.config.assign.images])
-    costs = costs_of(run, network, capture(Emulator(network), images, seed=run.config.seed))
+    costs = costs_of(run, network, run.captures(network))
     spent = {
         key: {
             "exact": costs.by_operation[key][run.library.exact_of(takes_signed(product.format)).name],

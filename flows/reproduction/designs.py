@@ -21,14 +21,12 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
 from flows.run import Run
 from flows.selected import of_switching
-from model.capture import capture
 from model.datasets import Split
 from model.emulation import Emulator
 from model.errors import RedcaneError
 from model.files import digest, read_bounded, write_atomic
 from model.multipliers.costs import OperationCosts
 from model.multipliers.product_table import Table
-from model.operations import operations
 from model.qnetwork import Format, QNetwork
 from model.quantize import image_codes
 from model.resilience import Resilience
@@ -95,15 +93,13 @@ def add_switching(run: Run, rows: list[dict[str, Any]]) -> None:
     """Add `switched` to rows: the transistors that their multipliers switch with each operation's real operands,
     relative to exact multipliers in sign-magnitude. Operands, and so what is switched, depend on the format.
     """
-    counts = {o.key: o.counts.multiplications for o in operations(run.network())}
-    images, known = run.dataset.train.images[: run.config.assign.images], dict[str, OperationCosts]()
+    counts, known = run.multiplications(), dict[str, OperationCosts]()
 
     def switched(components: Mapping[str, str], formats: Mapping[str, Format]) -> float:
         key = json.dumps(formats, sort_keys=True)
         if key not in known:
             network = run.quantized(formats)
-            captures = capture(Emulator(network), image_codes(network, images), seed=run.config.seed)
-            known[key] = of_switching(run.library, network, captures, counts)
+            known[key] = of_switching(run.library, network, run.captures(network), counts)
         return sum(known[key].by_operation[operation][name] for operation, name in components.items())
 
     keys = run.config.formats()
@@ -116,7 +112,7 @@ class _Rows:
     """Designs as rows of results, with their energy relative to exact multipliers."""
 
     def __init__(self, run: Run) -> None:
-        self.counts = {o.key: o.counts.multiplications for o in operations(run.network())}
+        self.counts = run.multiplications()
         self.costs = run.library.costs.by_name
         self.exact = dict.fromkeys(run.config.formats(), run.library.exact.name)
         self.images = len(run.dataset.test)

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from model.errors import RedcaneError
 from model.files import digest, read_bounded, write_atomic
 from model.multipliers.component import Multiplier
-from model.multipliers.gates import PAIRS, Ports, product_table
+from model.multipliers.gates import PAIRS, Ports, product_table, signal_words
 from model.multipliers.netlist import cache_folder
 from model.opensta import CLOCK_NS, Report, analyse, opensta_version
 from model.yosys import YosysError, run_yosys, yosys_version
@@ -215,13 +215,11 @@ def toggle_rates(flat: Netlist, nets: Sequence[int], sequence: NDArray[np.int64]
     row of several sequences to the next, nothing is counted.
     """
     rates = {}
-    a, b = (flat["ports"][name]["bits"] for name in "AB")
-    for start in range(0, len(nets), 16):  # 16 nets at a time in the place of the product
-        probed = nets[start:start + 16]
-        probe = _module(a, b, [*probed, *["0"] * (16 - len(probed))], flat["cells"])
-        words = product_table(probe).ravel()[sequence]
+    for start in range(0, len(nets), 64):
+        probed = nets[start:start + 64]
+        words = signal_words(flat, probed)[sequence]
         changes = words[..., 1:] ^ words[..., :-1]
-        rates.update({net: float(np.mean(changes >> k & 1)) for k, net in enumerate(probed)})
+        rates.update({net: float(np.mean(changes >> np.uint64(k) & np.uint64(1))) for k, net in enumerate(probed)})
     return rates
 
 
