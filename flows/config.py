@@ -33,7 +33,7 @@ Side = Literal[4, 8, 16, 32, 64]
 class Train(Section):
     """How the network is trained. The weights of the epoch that was best on the validation split are kept."""
 
-    LATER = frozenset({"flip", "bfloat16"})
+    LATER = frozenset({"flip", "bfloat16", "cycles"})
 
     epochs: Positive = Field(120, description="passes over the training images, at most")
     batch: Positive = Field(32, description="images in a step")
@@ -50,6 +50,9 @@ class Train(Section):
     flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
     bfloat16: bool = Field(
         False, description="mixed precision on a CPU too: faster where it has AVX512_BF16 or AMX, much slower elsewhere"
+    )
+    cycles: Positive = Field(
+        1, description="times that the learning rate falls, from the top again with a fresh Adam; divides the epochs"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
@@ -301,6 +304,7 @@ class Config(Section):
             epochs=self.finetune.epochs,
             patience=self.finetune.epochs,
             learning_rate=self.finetune.learning_rate,
+            cycles=1,
             reconstruction=0.0,
         )
 

@@ -47,9 +47,10 @@ class TrainingRecipe:
     seed: int = 0
     flip: bool = False  # mirror half of the images left to right
     bfloat16: bool = False  # convolutions and votes in bfloat16 on the CPU too, as always on a GPU
+    cycles: int = 1  # times that the learning rate falls, each with a fresh Adam (SGDR, Loshchilov & Hutter, 2017)
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0), ("cycles", 1)):
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a whole number from {least}")
         for name in ("learning_rate", "reconstruction", "shift", "rotation", "scale"):
@@ -57,6 +58,22 @@ class TrainingRecipe:
                 raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a number from 0")
         if self.learning_rate == 0 or self.scale >= 1:
             raise RedcaneError("training: learning_rate should be above 0 and scale below 1")
+        if self.epochs % self.cycles:
+            raise RedcaneError(f"training.epochs: {self.epochs} epochs make no {self.cycles} equal cycles")
+
+    def at(self, epoch: int) -> float:
+        """The learning rate in an epoch."""
+        cycle = self.epochs // self.cycles
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch % cycle) / cycle))
+
+    def adam(self, network: Network) -> torch.optim.Adam:
+        """A fresh optimizer, as at the start of every cycle."""
+        return torch.optim.Adam(network.parameters(), lr=self.learning_rate)
+
+    def of_run(self) -> dict[str, object]:
+        """What tells one training from another; a recipe without a later addition is what it was before that."""
+        later = {"flip": False, "bfloat16": False, "cycles": 1}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 @dataclass
@@ -190,10 +207,9 @@ def train(
     network.to(pick_device(device))
     if recipe.reconstruction > 0 and network.decoder is None:
         raise RedcaneError("training.reconstruction: the network has no decoder; give network.decoder its hidden sizes")
-    # A recipe without a later addition is what it was before there was that: its checkpoints stay good.
-    steps = {name: value for name, value in asdict(recipe).items() if name not in ("flip", "bfloat16") or value}
-    run = json.dumps([steps, asdict(network.shape), dataset.digest(), *([basis] if basis is not None else [])])
-    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
+    depends = [] if basis is None else [basis]
+    run = json.dumps([recipe.of_run(), asdict(network.shape), dataset.digest(), *depends])
+    optimizer = recipe.adam(network)
     history, best = History(), _weights(network)
     if checkpoint.exists():
         history, best = _resume(checkpoint, digest(run.encode()), network, optimizer) or (history, best)
@@ -205,6 +221,8 @@ def train(
         for epoch in range(len(history.loss), recipe.epochs):
             if epoch - history.best > recipe.patience and history.best >= 0:
                 break
+            if epoch % (recipe.epochs // recipe.cycles) == 0:
+                optimizer = recipe.adam(network)
             history.loss.append(_epoch(network, dataset, recipe, optimizer, epoch, forward, progress.update))
             validated = evaluate(network, dataset.validation.images, dataset.validation.labels, forward=forward)
             history.validation.append(validated[0])
@@ -247,7 +265,7 @@ def _epoch(
     """One pass over the training images in an order of its own; returns the mean loss. `done` hears of every batch."""
     generator = torch.Generator().manual_seed(derive_seed("epoch", recipe.seed, epoch))
     for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+        group["lr"] = recipe.at(epoch)
     images, labels = torch.from_numpy(dataset.train.images), torch.from_numpy(dataset.train.labels)
     device = next(network.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)

@@ -28,6 +28,7 @@ RECIPE = TrainingRecipe(epochs=5, batch=64, reconstruction=0.01, seed=3)
 
 
 MIXED = dataclasses.replace(RECIPE, bfloat16=True)
+CYCLES = dataclasses.replace(RECIPE, epochs=6, cycles=2)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_augmentation_is_small_and_repeatable() -> None:
     assert torch.all(moved[:, 0, 3:6, 3:6].sum(dim=(1, 2)) > 0.999), "within one pixel of where it was"
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, MIXED], ids=["single", "mixed"])
+@pytest.mark.parametrize("recipe", [RECIPE, MIXED, CYCLES], ids=["single", "mixed", "cycles"])
 def test_killed_after_any_epoch_it_ends_with_the_same_weights(
     few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: TrainingRecipe
 ) -> None:
@@ -85,6 +86,19 @@ def test_killed_after_any_epoch_it_ends_with_the_same_weights(
     assert same(network, whole)
     assert not same(network, initial(TINY, 3))
     assert len(history.loss) == recipe.epochs and history.loss[-1] < history.loss[0]
+
+
+def test_every_cycle_begins_with_the_weights_of_the_last_and_nothing_else(few: Dataset, tmp_path: Path) -> None:
+    assert [round(CYCLES.at(epoch) / CYCLES.learning_rate, 2) for epoch in range(6)] == [1, 0.75, 0.25] * 2
+    by_hand, whole = initial(TINY, 3), initial(TINY, 3)
+    for cycle in range(2):
+        adam = CYCLES.adam(by_hand)
+        for epoch in range(3 * cycle, 3 * cycle + 3):
+            training._epoch(by_hand, few, CYCLES, adam, epoch, None, lambda images: None)
+    assert train(whole, few, CYCLES, tmp_path / "checkpoint").best == 5
+    assert same(by_hand, whole)
+    with pytest.raises(RedcaneError, match="5 epochs make no 2 equal cycles"):
+        dataclasses.replace(RECIPE, cycles=2)
 
 
 def test_mixed_precision_multiplies_in_bfloat16_and_routes_in_single(few: Dataset, tmp_path: Path) -> None:
