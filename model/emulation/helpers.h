@@ -1,9 +1,13 @@
-// Threads that stay, and help whoever has work. One that the system does not wake in time is not waited for.
+// Threads that stay, and help whoever has work. One that the system does not wake in time is not waited for. A layer of
+// one image may take less than ten times what the system takes to wake a thread: who waits looks about for a while, and
+// only then sleeps.
 
 #pragma once
 
 #include <pthread.h>
 
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -12,6 +16,19 @@
 #include <thread>
 
 namespace {
+
+// Returns when `there` is, or some tens of microseconds later
+template <typename Condition>
+void look_about(const Condition &there) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(40);
+    while (!there() && std::chrono::steady_clock::now() < end)
+        for (int i = 0; i < 8; i++)
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#else
+            std::atomic_signal_fence(std::memory_order_seq_cst);
+#endif
+}
 
 class Helpers {
   public:
@@ -34,14 +51,19 @@ class Helpers {
         work();
         lock.lock();
         wanted_ = 0;
+        lock.unlock();
+        look_about([this] { return active_ == 0; });
+        lock.lock();
         ended_.wait(lock, [this] { return active_ == 0; });
         work_ = nullptr;
     }
 
   private:
     void help() {
-        std::unique_lock<std::mutex> lock(mutex_);
+        std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
         for (;;) {
+            look_about([this] { return wanted_ > 0; });
+            lock.lock();
             wake_.wait(lock, [this] { return wanted_ > 0; });
             wanted_--;
             active_++;
@@ -50,13 +72,15 @@ class Helpers {
             work();
             lock.lock();
             if (--active_ == 0) ended_.notify_all();
+            lock.unlock();
         }
     }
 
     std::mutex mutex_;
     std::condition_variable wake_, ended_;
     const std::function<void()> *work_ = nullptr;
-    int32_t count_ = 0, wanted_ = 0, active_ = 0;
+    int32_t count_ = 0;
+    std::atomic<int32_t> wanted_{0}, active_{0};  // changed with the mutex only
 };
 
 Helpers *all_helpers;  // never destroyed: the threads outlive main; a fork has none of them, and begins anew

@@ -171,17 +171,18 @@ void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threa
     const Micro micro = choose_table(*plan, level);
     const Products products = choose_products(level);
     const int64_t across = (job->lanes + LANES - 1) / LANES;
-    // few rows are divided so that every thread has some
-    const int64_t each = threads > 1 ? 4 * threads : 1;
-    const int64_t wanted = std::max<int64_t>(1, each / std::max<int64_t>(1, job->groups * across));
-    const int64_t height = std::max<int64_t>(1, std::min(ROWS, (job->rows + wanted - 1) / wanted));
-    const int64_t down = (job->rows + height - 1) / height, tiles = job->groups * across * down;
+    // Few rows are divided so that every thread has some, and as many as the others; each pass over b has its price.
+    const int64_t strips = job->groups * across, each = threads > 1 ? 2 * threads : 1;
+    const int64_t wanted = std::max((each + strips - 1) / strips, (job->rows + ROWS - 1) / ROWS);
+    const int64_t fair = strips < each ? (wanted + threads - 1) / threads * threads : wanted;
+    const int64_t down = std::max<int64_t>(1, std::min(job->rows, fair)), tiles = strips * down;
+    const int64_t height = (job->rows + down - 1) / down;
     parallel(threads, tiles, std::max<int64_t>(1, std::min<int64_t>(64, tiles / (8 * threads))),
              [&](int64_t first, int64_t last) {
                  std::vector<int32_t> sums(size_t(height * LANES));
                  for (int64_t i = first; i < last; i++) {
-                     const int64_t m0 = i % down * height, n0 = i / down % across * LANES;
-                     const int64_t m1 = std::min(job->rows, m0 + height), n1 = std::min(job->lanes, n0 + LANES);
+                     const int64_t m0 = job->rows * (i % down) / down, n0 = i / down % across * LANES;
+                     const int64_t m1 = job->rows * (i % down + 1) / down, n1 = std::min(job->lanes, n0 + LANES);
                      const int64_t width = (n1 - n0 + VECTOR - 1) / VECTOR * VECTOR;
                      compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, micro, products,
                              level);
