@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows import (
     characterize_command,
@@ -17,10 +17,13 @@ from flows import (
     publish_command,
     reproduce_command,
     simulate_command,
+    spread_command,
 )
 from model.errors import RedcaneError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from flows.run import Run
 
 STAGES = {
@@ -89,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     map_command.add_parser(commands)
     publish_command.add_parser(commands)
     reproduce_command.add_parser(commands, _add_run_options)
+    spread_command.add_parser(commands, _add_run_options)
     library = commands.add_parser("library", help="the multipliers to choose from")
     actions = library.add_subparsers(title="actions", metavar="ACTION", required=True)
     action = actions.add_parser("import", help="import a folder of EvoApproxLib (its v1.0 layout)")
@@ -142,8 +146,8 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scheduler", metavar="ADDRESS", help="analyse on the Dask cluster of this scheduler")
 
 
-def run_of(chosen: argparse.Namespace) -> Run:
-    """The run that a command's arguments name (`_add_run_arguments`)."""
+def run_of(chosen: argparse.Namespace, others: Mapping[str, Any] | None = None) -> Run:
+    """The run that a command's arguments name (`_add_run_arguments`), with `others` in place of configured values."""
     from flows.config import Config
     from flows.run import Run
 
@@ -154,6 +158,7 @@ def run_of(chosen: argparse.Namespace) -> Run:
         "synthesize.fpga": chosen.fpga,
         "simulate.images": chosen.images,
         "finetune.epochs": chosen.finetune,
+        **(others or {}),
     }
     config = Config.load(chosen.config, overrides)
     if getattr(chosen, "stage", None) == "finetune" and config.finetune.epochs == 0:

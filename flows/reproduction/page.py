@@ -1,6 +1,7 @@
 """The page of the reproduction, made from stored results: `python -m flows.reproduction.page` for docs/reproduction.md.
 
-It reads benchmarks/reproduction/*.json, copies of the `reproduction.json` that `redcane reproduce` leaves.
+It reads benchmarks/reproduction/*.json, copies of the `reproduction.json` that `redcane reproduce` leaves, and
+benchmarks/spread/NAME.json, copies of the `NAME-spread.json` that `redcane spread` leaves.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from flows.reproduction import paper
 from flows.reproduction.findings import wilson
 from flows.reproduction.operations import saved_by_multiplier
 from flows.reproduction.plots import draw
+from flows.spread_command import FIGURES, rows
 from model.files import read_bounded, write_atomic
 from model.multipliers.profile import TABLE_IV
 from model.operations import GROUPS
 
 ROOT = Path(__file__).parent.parent.parent
+SPREADS = ROOT / "benchmarks" / "spread"
 LIMIT = 16 * 2**20
 TITLES = {"everywhere": "one everywhere", "exact": "exact", "paper": "the paper's method", "ours": "our selection"}
 Json = Mapping[str, Any]
@@ -136,6 +139,31 @@ def _benchmark(one: Json, plots: Mapping[str, str]) -> Iterator[str]:
     yield from _curve_table(curves)
     yield from _multipliers(one["multipliers"], plots)
     yield from _designs(one["designs"], _elements(one["benchmark"]), plots)
+    yield from spread_of(one["benchmark"])
+
+
+def spread_of(benchmark: str) -> Iterator[str]:
+    """A section on what other training seeds come to, where `redcane spread` has told."""
+    file = SPREADS / f"{benchmark}.json"
+    if not file.is_file():
+        return
+    found: Json = json.loads(read_bounded(file, LIMIT))
+    outcomes = found["outcomes"]
+    kept = sum(one["lost_in_selection"] <= found["budget_points"] + 1e-9 for one in outcomes)
+    yield "### Other seeds"
+    yield (
+        f"`redcane spread configs/{benchmark}.yaml`: trained anew, analysed and assigned from every seed, multipliers "
+        f"of the library `{found['library']}`; accuracies of test images, saved of {found['saved_of']}. The budget of "
+        f"{found['budget_points']:g} points was kept on the selection images in {kept} of {len(outcomes)}."
+    )
+    yield ""
+    yield from _table(["seed", *FIGURES.values()], list(rows(outcomes)))
+    marks = [
+        [group, f"{sum(one['resilient'][group] for one in outcomes)} of {len(outcomes)}",
+         ", ".join(f"{one['critical_nm'][group]:g}" for one in outcomes)]
+        for group in outcomes[0]["resilient"]
+    ]  # fmt: skip
+    yield from _table(["operations", "resilient in", "critical NM"], marks)
 
 
 def _curve_table(curves: Json) -> Iterator[str]:
