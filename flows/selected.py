@@ -45,7 +45,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         tables,
         costs_of(run, exact, captures),
         {key: resilience.tolerated_nm(key) for key, _, _ in exact.products()},
-        measurements.accuracy,
+        measurements.judged,
         accuracy(run.network(), images.images, images.labels),
         run.config.lost_before_finetuning(),
         settings.max_kinds,

@@ -64,6 +64,13 @@ class Measurements:
         """Fraction of the images that are classified right with these multipliers, by "layer.operation"."""
         return float(self._upto(assignment, self.batches).mean())
 
+    def judged(self, exact: Assignment, assignment: Assignment, allowed: float) -> tuple[float, int | None]:
+        """The accuracy of `assignment`, and on how many images, as `loss` would look at them (None: all)."""
+        found = self.loss(exact, assignment, min(allowed, 100.0), 0.5)
+        if found.images == len(self.labels):
+            return self.accuracy(assignment), None
+        return self.accuracy(exact) - found.points / 100, found.images
+
     def loss(
         self, exact: Assignment, assignment: Assignment, allowed: float, confidence: float,
         progress: Callable[[int], None] = lambda images: None,

@@ -33,6 +33,10 @@ from model.qnetwork import QNetwork, takes_signed
 ROUNDING = 1e-9  # points: accuracies are sums of floats
 
 _Costs = Mapping[str, Mapping[str, float]]
+Measure = Callable[[dict[str, str], dict[str, str], float], tuple[float, int | None]]
+"""The accuracy (fraction) of an assignment, and on how many images (None: all). Given are the exact assignment, the
+other one, and the percentage points that this may lose against it: what surely loses more needs no more images.
+"""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def select(
     components: Mapping[str, Table],
     costs: OperationCosts,
     tolerated: Mapping[str, float],
-    measure: Callable[[dict[str, str]], float],
+    measure: Measure,
     float_accuracy: float,
     budget_points: float = 0.5,
     max_kinds: int = 3,
@@ -126,9 +130,9 @@ def select(
 ) -> Selection:
     """Choose a component for every operation of the quantised `network` that multiplies, whose own ones are exact.
 
-    `components` are product tables by name, those of the network among them. `measure` gives the accuracy (fraction) of
-    the integer network with an assignment, on images that neither training nor the final test sees. `max_kinds` bounds
-    the different multipliers, exact included.
+    `components` are product tables by name, those of the network among them. `measure` measures the integer network
+    with an assignment, on images that neither training nor the final test sees (Measurements.judged). `max_kinds`
+    bounds the different multipliers, exact included.
 
     If even exact multipliers miss the budget, the result is exact everywhere and carries a warning. Raises RedcaneError
     for a network whose multipliers are not exact, fewer kinds than the formats need, an operation without a figure, and
@@ -162,11 +166,13 @@ def select(
     history: list[Step] = []
 
     def try_out(action: str, assignment: dict[str, str]) -> Step:
-        accuracy = measure(assignment)
+        allowed = budget_points - history[0].drop_points if history else math.inf
+        accuracy, images = measure(exact, assignment, allowed)
         drop = _drop(float_accuracy, accuracy)
         within = drop <= budget_points + ROUNDING
-        history.append(Step(action, assignment, accuracy, drop, search.cost(assignment), within))
-        progress(f"{action}: {100 * accuracy:.2f} % ({drop:+.2f} points lost)")
+        history.append(Step(action, assignment, accuracy, drop, search.cost(assignment), within, images=images))
+        on = f" on {images} images" if images else ""
+        progress(f"{action}: {100 * accuracy:.2f} %{on} ({drop:+.2f} points lost)")
         return history[-1]
 
     first = best = try_out("exact multipliers everywhere", exact)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,9 @@ def test_what_fails_is_not_measured_to_the_end() -> None:
     seen: list[int] = []
     hopeless = of.loss(exact, bad, 0.5, 0.9, seen.append)
     assert hopeless.images == seen[-1] < whole.images and hopeless.bound > 0.5
+    accuracy, images = of.judged(exact, bad, 0.5)
+    assert images == hopeless.images and accuracy == of.accuracy(exact) - hopeless.points / 100
+    assert of.judged(exact, bad, math.inf) == (of.accuracy(bad), None)
 
 
 def found(budget: float, kinds: int, most: int, path: Path | None = None) -> tuple[Selection, Selection, Measurements]:
@@ -123,7 +127,7 @@ def found(budget: float, kinds: int, most: int, path: Path | None = None) -> tup
     exact = dict.fromkeys(OPERATIONS, "exact")
     limits = dict.fromkeys(OPERATIONS, 1e-6)  # the noise admits nothing
     start = select(
-        Q, CAPTURES, TABLES, SPENT, limits, of.accuracy, of.accuracy(exact), budget, kinds
+        Q, CAPTURES, TABLES, SPENT, limits, of.judged, of.accuracy(exact), budget, kinds
     )
     return start, explore(start, Q, CAPTURES, TABLES, of, kinds, 0.8, most), of
 
@@ -144,7 +148,7 @@ def test_exploring_goes_below_what_the_noise_admits(tmp_path: Path) -> None:
 def test_nothing_is_explored_where_the_8_bit_network_misses_the_budget() -> None:
     of = measurements()
     limits = dict.fromkeys(OPERATIONS, 1.0)
-    start = select(Q, CAPTURES, TABLES, SPENT, limits, of.accuracy, 1.0, 0.5, 3)
+    start = select(Q, CAPTURES, TABLES, SPENT, limits, of.judged, 1.0, 0.5, 3)
     assert start.warning and explore(start, Q, CAPTURES, TABLES, of) is start
     with pytest.raises(RedcaneError, match="confidence"):
         explore(start, Q, CAPTURES, TABLES, of, confidence=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -19,7 +20,7 @@ from model.multipliers.error_figures import error_figures
 from model.multipliers.product_table import exact_table
 from model.qnetwork import Format, Product, Requantizer
 from model.quantize import OPERATIONS, image_codes, quantize
-from model.selection import Selection, Step, cheapest_kinds, fits, noise_figures, select
+from model.selection import Measure, Selection, Step, cheapest_kinds, fits, noise_figures, select
 
 Q = quantize(network(), images())
 CAPTURES = capture(Emulator(Q), image_codes(Q, images()), sums=300)
@@ -37,7 +38,12 @@ BITS = {name: int(name[-1]) if name != "exact" else 0 for name in TABLES}
 
 def run(measure, tolerated: float = 1.0, kinds: int = 3, budget: float = 0.5, network=Q, tables=TABLES) -> Selection:  # type: ignore[no-untyped-def]
     limits = dict.fromkeys(OPERATIONS, tolerated)
-    return select(network, CAPTURES, tables, SPENT, limits, measure, 0.98, budget, kinds)
+    return select(network, CAPTURES, tables, SPENT, limits, whole(measure), 0.98, budget, kinds)
+
+
+def whole(measure: Callable[[dict[str, str]], float]) -> Measure:
+    """All images, always."""
+    return lambda exact, assignment, allowed: (measure(assignment), None)
 
 
 def test_noise_figures_are_means_and_deviations_over_the_range() -> None:
@@ -106,7 +112,7 @@ def test_operations_take_components_of_their_format() -> None:
 
     def choose(tolerated: float, kinds: int) -> Selection:
         limits = dict.fromkeys(OPERATIONS, tolerated)
-        return select(mixed, captures, tables, costs, limits, lambda _: 0.98, 0.98, 0.5, kinds)
+        return select(mixed, captures, tables, costs, limits, whole(lambda _: 0.98), 0.98, 0.5, kinds)
 
     for tolerated, component in ((1.0, "signed trunc"), (1e-9, "signed")):
         found = choose(tolerated, 2)
@@ -199,7 +205,7 @@ def test_each_operation_has_costs_of_its_own() -> None:
     """What is cheap depends on the operation: its own costs decide, not the transistors."""
     dear = SPENT._replace(by_operation=IN_OPERATION | {"conv1.mac": {name: 600 - COSTS[name] for name in COSTS}})
     limits = dict.fromkeys(OPERATIONS, 1.0)
-    found = select(Q, CAPTURES, TABLES, dear, limits, lambda _: 0.98, 0.98)
+    found = select(Q, CAPTURES, TABLES, dear, limits, whole(lambda _: 0.98), 0.98)
     assert found.assignment == dict.fromkeys(OPERATIONS, "trunc5") | {"conv1.mac": "exact"}
     assert (found.cost, found.cost_total, found.costs) == dear
 
