@@ -149,6 +149,11 @@ class Assign(Section):
         description="what makes a multiplier cheap: `switching`, the transistors that switch in it with an operation's "
         "own operands, or `library`, one cost for all operations (docs/library.md)",
     )
+    choose_align: bool = Field(
+        True,
+        description="choose for each operation where magnitudes sit, too, rather than leave all where `quantize.align` "
+        "says; with `compare_by: switching`",
+    )
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
         0.9, description="of keeping the budget with multipliers found so: 0.5 goes by the selection images alone"
     )

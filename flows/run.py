@@ -93,15 +93,18 @@ class Run:
 
         return load(self.folder / "qmodel")
 
-    def quantized(self, formats: Mapping[str, Format]) -> QNetwork:
-        """The 8-bit network with exact multipliers in these formats, calibrated on training images."""
+    def quantized(self, formats: Mapping[str, Format], aligns: Mapping[str, int] | None = None) -> QNetwork:
+        """The 8-bit network with exact multipliers in these formats, calibrated on training images; `aligns` says of
+        some operations where magnitudes sit, the others' are where the configuration says.
+        """
         import torch
 
         from model.quantize import quantize
 
         settings = self.config.quantize
         images = torch.from_numpy(self.dataset.train.images[: settings.images])
-        return self.library.exactly(quantize(self.network(), images, formats, settings.align))
+        places = {**dict.fromkeys(formats, settings.align), **(aligns or {})}
+        return self.library.exactly(quantize(self.network(), images, formats, places))
 
     def captures(self, network: QNetwork) -> dict[str, Capture]:
         """What the multipliers of a quantised network see on training images, by operation."""

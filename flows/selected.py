@@ -14,6 +14,7 @@ from model.measurements import Measurements
 from model.multipliers.costs import SWITCHING, OperationCosts
 from model.multipliers.library import Library
 from model.multipliers.switching import switched_transistors
+from model.placement import Elsewhere
 from model.qnetwork import QNetwork, takes_signed
 from model.quantize import image_codes
 from model.resilience import Resilience
@@ -29,6 +30,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
     settings, library, images = run.config.assign, run.library, run.selection_images
     tables = {name: component.table for name, component in library.components.items()}
     captures = run.captures(exact)
+    elsewhere = _elsewhere(run) if settings.choose_align and settings.compare_by == "switching" else None
     resilience = Resilience.from_json(run.read("resilience.json"))
     measurements = Measurements(
         exact,
@@ -38,6 +40,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         np.arange(len(images)) % len(run.dataset.validation),
         run.config.seed,
         kept,
+        elsewhere and elsewhere.network,
     )
     by_noise = select(
         exact,
@@ -61,7 +64,16 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         settings.confidence,
         settings.measurements,
         tell,
+        elsewhere,
     )
+
+
+def _elsewhere(run: Run) -> Elsewhere:
+    """The same network with all magnitudes at the other place."""
+    formats = run.config.formats()
+    network = run.quantized(formats, dict.fromkeys(formats, 1 - run.config.quantize.align))
+    captures = run.captures(network)
+    return Elsewhere(network, captures, costs_of(run, network, captures))
 
 
 def costs_of(run: Run, network: QNetwork, captures: Mapping[str, Capture]) -> OperationCosts:

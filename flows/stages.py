@@ -28,7 +28,7 @@ from model.finetune import finetune, with_weights
 from model.network import Network
 from model.nextpnr import nextpnr_version
 from model.qfile import save
-from model.qnetwork import QNetwork, takes_signed
+from model.qnetwork import QNetwork
 from model.quantize import image_codes
 from model.resilience import analyze, subject
 from model.resilience_plots import plot_groups, plot_layers
@@ -119,16 +119,17 @@ def _assign(run: Run, scratch: Path, about: Json) -> None:
     if selection.warning:
         tell(f"warning: {selection.warning}")
     save_assignment(scratch / "assignment.yaml", assignment(selection, formats, library))
-    write_json(scratch / "selection.json", {"schema": 2, **asdict(selection)}, about)
+    write_json(scratch / "selection.json", {"schema": 3, **asdict(selection)}, about)
     known.unlink(missing_ok=True)
 
 
 def _assigned(run: Run) -> tuple[QNetwork, QNetwork]:
-    """The 8-bit network with exact multipliers, and with those of assignment.yaml."""
+    """The 8-bit network with exact multipliers, as configured, and with what assignment.yaml says."""
     assigned = load_assignment(run.folder / "assignment.yaml", list(run.config.formats()), run.library)
     tables = {name: component.table for name, component in run.library.components.items()}
     exact = run.quantized(assigned.formats)
-    return exact, exact.with_components(assigned.components, tables)
+    placed = run.quantized(assigned.formats, assigned.aligns) if assigned.aligns else exact
+    return exact, placed.with_components(assigned.components, tables)
 
 
 def _finetune(run: Run, scratch: Path, about: Json) -> None:
@@ -158,23 +159,21 @@ def _quantize(run: Run, scratch: Path, about: Json) -> None:
             f"warning: fine-tuned, {lost:.2f} points are lost on the selection images, more than the budget of "
             f"{run.config.assign.budget_points:g}: more finetune.epochs or less finetune.recovers_points may keep it"
         )
-    content = {"schema": 2, "float": floating, **measured, "costs": _costs(run, network)}
+    content = {"schema": 3, "float": floating, **measured, "costs": _costs(run, exact, network)}
     write_json(scratch / "accuracy.json", content, about)
     save(network, scratch / "qmodel")
     write_json(scratch / "qmodel" / "provenance.json", {}, about)
 
 
-def _costs(run: Run, network: QNetwork) -> Json:
-    """What an inference's multiplications cost in each operation of a network, with the operands that it really has."""
-    costs = costs_of(run, network, run.captures(network))
-    spent = {
-        key: {
-            "exact": costs.by_operation[key][run.library.exact_of(takes_signed(product.format)).name],
-            "assigned": costs.by_operation[key][product.component],
-        }
-        for key, product, _ in network.products()
-    }
-    return {"name": costs.name, "total": costs.total, "operations": spent}
+def _costs(run: Run, exact: QNetwork, network: QNetwork) -> Json:
+    """What an inference's multiplications cost in each operation, with the operands that it really has: of the network
+    with exact multipliers, as it is configured, and of the final one.
+    """
+    costs = {name: costs_of(run, n, run.captures(n)) for name, n in (("exact", exact), ("assigned", network))}
+    used = {name: {key: product.component for key, product, _ in n.products()}
+            for name, n in (("exact", exact), ("assigned", network))}  # fmt: skip
+    spent = {key: {name: costs[name].by_operation[key][used[name][key]] for name in costs} for key in used["exact"]}
+    return {"name": costs["exact"].name, "total": costs["exact"].total, "operations": spent}
 
 
 def _generate(run: Run, scratch: Path, about: Json) -> None:
@@ -291,7 +290,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "resilience.json"),
         outputs=("assignment.yaml", "selection.json"),
         make=_assign,
-        version=3,
+        version=4,
         settings=_settings(_section("network", "train", "quantize", "assign"), _may_lose, _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),
@@ -309,7 +308,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "assignment.yaml", *_FINETUNED),
         outputs=("qmodel", "accuracy.json"),
         make=_quantize,
-        version=3,
+        version=4,
         settings=_settings(_section("network", "train", "quantize", "assign"), _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),

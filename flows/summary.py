@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from flows.fpga import in_words
 from flows.run import Run
 from flows.tables import table
-from model.qnetwork import Format, QNetwork, takes_signed
+from model.placement import option
+from model.qnetwork import Format, Product, QNetwork, takes_signed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,10 @@ NETWORKS = {
 """The networks in accuracy.json, the last only with fine-tuning, with the titles that summary and report show."""
 
 
+PLACES = (", bottom", ", top")
+"""Where magnitudes sit, by `align`, as an addition to the format's name."""
+
+
 @dataclass(frozen=True)
 class OperationFacts:
     """One operation of the network, with its multiplier if it has one."""
@@ -40,6 +45,7 @@ class OperationFacts:
     tolerated_nm: float
     multiplier: str | None = None
     format: str | None = None
+    moved: str = ""  # where magnitudes sit, as words, if not where the configuration says
     nm: float | None = None  # of the multiplier on the operation's real operands
     na: float | None = None
     cost: float | None = None  # of the multiplications of one inference
@@ -86,8 +92,10 @@ class Facts:
             if operation.group not in self.resilience.groups:  # no noise was injected there
                 continue
             product = products.get(operation.key)
-            # none where assignment.yaml was given a format afterwards that takes other multipliers
-            noise = self.selection["figures"][operation.key].get(product.component, {}) if product else {}
+            moved = product is not None and self._moved(product)
+            named = "" if product is None else option(product.component, product.align) if moved else product.component
+            # none where assignment.yaml was given a format or place afterwards that takes other multipliers
+            noise = self.selection["figures"].get(operation.key, {}).get(named, {})
             costs = self.accuracy["costs"]["operations"].get(operation.key, {})
             rows.append(
                 OperationFacts(
@@ -98,6 +106,7 @@ class Facts:
                     self.resilience.tolerated_nm(operation.key),
                     product.component if product else None,
                     product.format if product else None,
+                    PLACES[product.align] if product and moved else "",
                     noise.get("nm"),
                     noise.get("na"),
                     costs.get("assigned"),
@@ -105,6 +114,10 @@ class Facts:
                 )
             )
         return rows
+
+    def _moved(self, product: Product) -> bool:
+        """Whether magnitudes sit elsewhere than the configuration says."""
+        return product.format == "sign-magnitude" and product.align != self.run.config.quantize.align
 
     @cached_property
     def components(self) -> list[Multiplier]:
@@ -205,7 +218,9 @@ def summary(run: Run) -> str:
     """The end of `redcane run`."""
     facts = Facts(run)
     multipliers = [
-        (row.key, f"{row.multiplications:,}", row.multiplier, row.format) for row in facts.operations if row.multiplier
+        (row.key, f"{row.multiplications:,}", row.multiplier, f"{row.format}{row.moved}")
+        for row in facts.operations
+        if row.multiplier
     ]
     checked, top = facts.verify, facts.top
     (rows, columns), cycles = checked["array"], checked["cycles_per_image"]["mean"]

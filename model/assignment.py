@@ -37,6 +37,7 @@ class Assignment:
     library: str
     components: dict[str, str]
     formats: dict[str, Format]
+    aligns: dict[str, int] = field(default_factory=dict)  # where magnitudes sit, if not where the configuration says
     circuits: dict[str, str] = field(default_factory=dict)  # SHA-256 of the product tables, by component
     figures: dict[str, Any] = field(default_factory=dict)  # plain data; nothing is computed from it
 
@@ -67,7 +68,8 @@ def assignment(selection: Selection, formats: Mapping[str, Format], library: Lib
     }
     chosen = selection.assignment
     circuits = {name: library.get(name).table_sha256 for name in sorted(set(chosen.values()))}
-    return Assignment(library.name, chosen, {key: formats[key] for key in chosen}, circuits, figures)
+    aligns = {choice.operation: choice.align for choice in selection.choices if choice.align is not None}
+    return Assignment(library.name, chosen, {key: formats[key] for key in chosen}, aligns, circuits, figures)
 
 
 def save_assignment(path: Path, assigned: Assignment) -> None:
@@ -76,7 +78,12 @@ def save_assignment(path: Path, assigned: Assignment) -> None:
         "schema": SCHEMA,
         "library": assigned.library,
         "operations": {
-            key: {"multiplier": name, "format": assigned.formats[key]} for key, name in assigned.components.items()
+            key: {
+                "multiplier": name,
+                "format": assigned.formats[key],
+                **({"align": assigned.aligns[key]} if key in assigned.aligns else {}),
+            }
+            for key, name in assigned.components.items()
         },
         "circuits": assigned.circuits,
         "figures": assigned.figures,
@@ -109,13 +116,14 @@ def load_assignment(path: Path, operations: Collection[str], library: Library) -
             fail(f"operations.{_shown(key)}", f"no such layer and operation in this network{_near(key, operations)}")
     components: dict[str, str] = {}
     formats: dict[str, Format] = {}
+    aligns: dict[str, int] = {}
     for key in operations:
         if key not in rows:
             fail(f"operations.{key}", "missing; it needs a multiplier and a format")
         row = _mapping(path, f"operations.{key}", rows[key])
         for name in row:
-            if name not in ("multiplier", "format"):
-                fail(f"operations.{key}.{_shown(name)}", f"unknown key{_near(name, ('multiplier', 'format'))}")
+            if name not in ("multiplier", "format", "align"):
+                fail(f"operations.{key}.{_shown(name)}", f"unknown key{_near(name, ('multiplier', 'format', 'align'))}")
         component, number_format = row.get("multiplier"), row.get("format")
         if not isinstance(component, str) or component not in library.components:
             name = _shown(component)
@@ -124,6 +132,13 @@ def load_assignment(path: Path, operations: Collection[str], library: Library) -
         if number_format not in FORMATS:
             fail(f"operations.{key}.format", f"{_shown(number_format)} instead of {' or '.join(FORMATS)}")
         components[key], formats[key] = component, cast(Format, number_format)
+        if "align" in row:
+            if type(row["align"]) is not int or row["align"] not in (0, 1):
+                fail(f"operations.{key}.align", f"{_shown(row['align'])} instead of 0 (magnitudes at the bottom) or 1 "
+                     "(at the top)")  # fmt: skip
+            if number_format != "sign-magnitude":
+                fail(f"operations.{key}.align", f"{number_format} has one place for its operands: leave it out")
+            aligns[key] = row["align"]
         signed = takes_signed(formats[key])
         if library.components[component].signed != signed:
             able = [name for name, other in library.components.items() if other.signed == signed]
@@ -137,7 +152,8 @@ def load_assignment(path: Path, operations: Collection[str], library: Library) -
     for name in set(components.values()) & circuits.keys():
         if circuits[name] != library.components[name].table_sha256:
             fail(f"circuits.{name}", "assigned was another circuit of that name; assign again, or remove this line")
-    return Assignment(library.name, components, formats, circuits, _mapping(path, "figures", data.get("figures", {})))
+    figures = _mapping(path, "figures", data.get("figures", {}))
+    return Assignment(library.name, components, formats, aligns, circuits, figures)
 
 
 def _section(key: str, value: Any) -> str:

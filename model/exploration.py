@@ -11,6 +11,8 @@ nothing that counts. Exact emulation of thousands of images takes seconds, so wh
    by bisection the first with which the budget holds.
 3. *Step by step*: from there, assignments that differ in one operation or two and cost less, the most promising first,
    until none is left that has a chance, or so many assignments were measured.
+4. *Moved*: the same once more, where components may also have magnitudes at the other place (model/placement.py).
+   Noise tells less of what that would lose, so what is found without it comes first.
 
 Here the budget holds where the loss on all images is within it at the stated confidence (model/comparison.py): of many
 candidates, some get in otherwise because the images happen to suit them. What the noise admits has both its noise and a
@@ -29,9 +31,11 @@ from model.capture import Capture
 from model.comparison import Loss
 from model.errors import RedcaneError
 from model.measurements import Measurements
+from model.multipliers.error_figures import error_figures
 from model.multipliers.product_table import Table
+from model.placement import Elsewhere, component_of, is_moved, option
 from model.qnetwork import QNetwork
-from model.selection import Selection, Step, cheapest_kinds, choices, fits
+from model.selection import NoiseFigures, Selection, Step, cheapest_kinds, choices, fits, noise_figures
 
 SMALLEST_CHANCE = 0.02
 """Of holding the budget: what has less is not measured."""
@@ -41,7 +45,7 @@ PRICES = tuple(step * 10.0**exponent for exponent in range(-4, 5) for step in (1
 """Of a lost point, as shares of the cost of exact multipliers everywhere."""
 
 Figures = Mapping[str, Mapping[str, float]]
-"""Of every component (by name) in every operation (by "layer.operation")."""
+"""Of every option (model/placement.py) in every operation (by "layer.operation")."""
 Assignment = dict[str, str]
 Judge = Callable[[str, Assignment], Loss]
 """Measures an assignment, for a reason in words."""
@@ -57,8 +61,11 @@ def explore(
     confidence: float = 0.9,
     most: int = 80,
     progress: Callable[[str], None] = lambda sentence: None,
+    elsewhere: Elsewhere | None = None,
 ) -> Selection:
     """What `most` measurements find below a selection that the noise admits; the arguments are those of `select`.
+
+    With `elsewhere`, each operation may have its magnitudes at either place; `measurements` has to know that network.
 
     `confidence` is that of keeping the budget, less what the 8-bit network with exact multipliers loses already. Of a
     selection with a warning nothing is explored. Raises RedcaneError for a
@@ -71,13 +78,14 @@ def explore(
     allowed = selection.budget_points - already
     if selection.warning or most < 1:
         return selection
-    able = {key: [name for name in found if name == exact[key] or fits(network, key, name, components[name])]
-            for key, found in selection.figures.items()}  # fmt: skip
-    noise = {
-        key: {n: captures[key].noise(components[exact[key]], components[n]) if key in captures else 0.0 for n in names}
-        for key, names in able.items()
-    }
-    spent = {key: {n: selection.costs[key][n] for n in names} for key, names in able.items()}
+    spent, noise = _options(selection, exact, network, captures, components, selection.costs)
+    if elsewhere:
+        others = _options(selection, exact, elsewhere.network, elsewhere.captures, components,
+                          elsewhere.costs.by_operation)  # fmt: skip
+        for key, product, _ in elsewhere.network.products():
+            if product.format == "sign-magnitude":  # others have one place
+                for known, found in zip((spent, noise), others, strict=True):
+                    known[key] |= {option(name, product.align): value for name, value in found[key].items()}
     history = list(selection.history)
 
     def judge(action: str, assignment: Assignment) -> Loss:
@@ -93,15 +101,57 @@ def explore(
     search = Exploration(spent, noise, exact, allowed, max_kinds, judge, most)
     best = search.run(selection.assignment)
     bounds = [step.bound_points for step in history[len(selection.history) :] if step.assignment == best]
+    figures = _figures(best, selection, components, elsewhere)
+    tolerated = {choice.operation: choice.tolerated for choice in selection.choices}
+    places = {key: product.align for key, product, _ in elsewhere.network.products()} if elsewhere else {}
     return replace(
         selection,
-        choices=choices(best, exact, selection.figures, {c.operation: c.tolerated for c in selection.choices}, spent),
+        choices=tuple(
+            replace(row, component=component_of(row.component), align=places[row.operation])
+            if is_moved(row.component)
+            else row
+            for row in choices(best, exact, figures, tolerated, spent)
+        ),
+        figures=figures,
         history=tuple(history),
         accuracy=measurements.accuracy(best),
         bound_points=bounds[0] if bounds else None,
         confidence=confidence,
         measurements=search.measured,
     )
+
+
+def _options(
+    selection: Selection,
+    exact: Assignment,
+    network: QNetwork,
+    captures: Mapping[str, Capture],
+    components: Mapping[str, Table],
+    costs: Figures,
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """What the components that fit the operations of a network cost there, and their noise."""
+
+    def noise(key: str, name: str) -> float:
+        captured = captures.get(key)
+        return captured.noise(components[exact[key]], components[name]) if captured and name != exact[key] else 0.0
+
+    able = {key: [name for name in found if name == exact[key] or fits(network, key, name, components[name])]
+            for key, found in selection.figures.items()}  # fmt: skip
+    return ({key: {name: costs[key][name] for name in names} for key, names in able.items()},
+            {key: {name: noise(key, name) for name in names} for key, names in able.items()})  # fmt: skip
+
+
+def _figures(
+    best: Assignment, selection: Selection, components: Mapping[str, Table], elsewhere: Elsewhere | None
+) -> dict[str, dict[str, NoiseFigures]]:
+    """The noise of every component in every operation, and of those that were chosen for the other place, there."""
+    figures = {key: dict(found) for key, found in selection.figures.items()}
+    for key, chosen in best.items():
+        if is_moved(chosen) and elsewhere:
+            table = components[component_of(chosen)]
+            uniform = {chosen: error_figures(table)}
+            figures[key] |= noise_figures(elsewhere.captures.get(key), {chosen: table}, uniform)
+    return figures
 
 
 class Exploration:
@@ -120,6 +170,7 @@ class Exploration:
         self.known: dict[tuple[str, ...], bool] = {}  # by the components, in the order of `costs`: whether it holds
         self.best, self.lost = exact, 0.0
         self.margin = 0.0  # of a bound above what is measured
+        self.moving = False  # whether options at the other place are considered
 
     @property
     def measured(self) -> int:
@@ -137,6 +188,9 @@ class Exploration:
             self._alone(key)
         self._together()
         self._step_by_step()
+        if any(is_moved(name) for costs in self.costs.values() for name in costs):
+            self.moving = True
+            self._step_by_step()
         return self.best
 
     def cost(self, assignment: Assignment) -> float:
@@ -154,7 +208,7 @@ class Exploration:
             return self.known[self._names(assignment)]
         loss = self._measure(action, assignment)
         holds = loss.bound <= self.allowed
-        few = len(set(assignment.values())) <= self.max_kinds  # which one alone beside exact ones may not be
+        few = len(_kinds(assignment)) <= self.max_kinds  # which one alone beside exact ones may not be
         if holds and few and self.cost(assignment) < self.cost(self.best):
             self.best, self.lost, self.margin = assignment, loss.points, loss.bound - loss.points
         changed = [key for key, name in assignment.items() if name != self.exact[key]]
@@ -175,7 +229,7 @@ class Exploration:
         """The components of an operation that no cheaper one beats in noise, by growing cost up to the exact one."""
         costs, noise = self.costs[key], self.noise[key]
         chosen: list[str] = []
-        for name in sorted(costs, key=lambda n: (costs[n], noise[n], n)):
+        for name in sorted(self._able(key), key=lambda n: (costs[n], noise[n], n)):
             if costs[name] <= costs[self.exact[key]] and (not chosen or noise[name] < noise[chosen[-1]]):
                 chosen.append(name)
         return chosen
@@ -198,9 +252,13 @@ class Exploration:
     def _options(self) -> dict[str, dict[str, float]]:
         """What may stand in every operation, with the points that it is expected to cost."""
         return {
-            key: {name: points for name in costs if (points := self.expected(key, name)) < math.inf}
-            for key, costs in self.costs.items()
+            key: {name: points for name in self._able(key) if (points := self.expected(key, name)) < math.inf}
+            for key in self.costs
         }
+
+    def _able(self, key: str) -> list[str]:
+        """What may be considered in an operation at the moment."""
+        return [name for name in self.costs[key] if self.moving or not is_moved(name)]
 
     def _together(self) -> None:
         """By bisection, the first of the assignments for growing prices that holds the budget."""
@@ -251,14 +309,14 @@ class Exploration:
             ({key: n} for key in more for n in more[key]),
             ({key: n, other: m} for key, other in itertools.combinations(more, 2)
              for n in fronts[key] for m in fronts[other]),
-            ({key: n for key, old in self.best.items() if old == kind and n in more[key]}
-             for kind in sorted(set(self.best.values())) for n in every),
+            ({key: n for key, old in self.best.items() if component_of(old) == kind and n in more[key]}
+             for kind in sorted(_kinds(self.best)) for n in every),
         )  # fmt: skip
         for change in changes:
             saved = -sum(more[key][n] for key, n in change.items())
             if saved > 1e-9 * self.cost(self.best):
                 found = self.best | change
-                if len(set(found.values())) <= self.max_kinds:
+                if len(_kinds(found)) <= self.max_kinds:
                     yield saved, found
 
     def _chance(self, found: Assignment, options: Figures) -> float:
@@ -273,3 +331,8 @@ class Exploration:
 
     def _names(self, assignment: Assignment) -> tuple[str, ...]:
         return tuple(assignment[key] for key in self.costs)
+
+
+def _kinds(assignment: Assignment) -> set[str]:
+    """The multipliers that an element has to have."""
+    return {component_of(chosen) for chosen in assignment.values()}

@@ -16,6 +16,7 @@ from model.comparison import Loss, compare
 from model.emulation import Emulator
 from model.files import digest, read_bounded
 from model.multipliers.product_table import Table
+from model.placement import component_of, is_moved, moved
 from model.qnetwork import Codes, QNetwork
 from model.settling import settled
 
@@ -30,7 +31,10 @@ Assignment = Mapping[str, str]
 
 
 class Measurements:
-    """Which of N images the integer network classifies right with which multipliers."""
+    """Which of N images the integer network classifies right with which multipliers.
+
+    Assignments are of options (model/placement.py).
+    """
 
     def __init__(
         self,
@@ -41,14 +45,16 @@ class Measurements:
         groups: NDArray[np.int64] | None = None,
         seed: int = 0,
         path: Path | None = None,
+        other: QNetwork | None = None,
     ) -> None:
         """`codes` (N, H, W, C) are the images; those of one number in `groups` (N,) are copies of one another.
+        `other` is the same network with magnitudes at the other place, for options that are there.
 
         Images are taken in a random order. What was measured is kept in the file `path`, which has to belong to this
         network, these images and tables; a damaged line of it is measured again.
         """
         order = np.random.default_rng(seed).permutation(len(labels))
-        self.network, self.tables, self.path = network, tables, path
+        self.network, self.other, self.tables, self.path = network, other, tables, path
         self.codes, self.labels = codes[order], labels[order]
         self.groups = (np.arange(len(labels)) if groups is None else groups)[order]
         self.batches = -(-len(labels) // BATCH)
@@ -101,12 +107,18 @@ class Measurements:
         key = (_key(assignment), batch)
         if key not in self._right:
             if not emulator:
-                emulator.append(Emulator(self.network.with_components(assignment, self.tables)))
+                emulator.append(Emulator(self._assigned(assignment)))
             part = slice(batch * BATCH, (batch + 1) * BATCH)
             classes = emulator[0].classify_last(self._read_by_last(assignment, batch, emulator[0]))
             self._right[key] = classes == self.labels[part]
             self._write(key)
         return self._right[key]
+
+    def _assigned(self, assignment: Assignment) -> QNetwork:
+        """The network with the components of these options, where they are to be."""
+        elsewhere = [key for key, chosen in assignment.items() if is_moved(chosen)]
+        network = self.network if self.other is None else moved(self.network, self.other, elsewhere)
+        return network.with_components({k: component_of(o) for k, o in assignment.items()}, self.tables)
 
     def _read_by_last(self, assignment: Assignment, batch: int, emulator: Emulator) -> dict[str, Tensor]:
         """What the last layer reads of a batch's images."""

@@ -133,8 +133,10 @@ class LayerMaker:
     the format of the operation that reads it. Raises RedcaneError for weights and tensors that give no scale.
     """
 
-    def __init__(self, network: Network, images: Tensor, formats: Mapping[str, Format], align: int) -> None:
-        """Calibrates on images (N, C, H, W) in [0, 1]."""
+    def __init__(
+        self, network: Network, images: Tensor, formats: Mapping[str, Format], align: Mapping[str, int]
+    ) -> None:
+        """Calibrates on images (N, C, H, W) in [0, 1]; format and place of the magnitudes are those of operations."""
         self._ranges = calibrate(network, images)
         self._formats, self._align = formats, align
 
@@ -219,7 +221,7 @@ class LayerMaker:
 
     def _product(self, key: str, a: Coding, b: Coding, out: Coding, relu: bool = False) -> Product:
         number_format = self._formats[key]
-        align = self._align if number_format == "sign-magnitude" else 0
+        align = self._align[key] if number_format == "sign-magnitude" else 0
         lanes = sum(coding.kind == "signed" for coding in (a, b))
         requantizer = Requantizer.for_scale(a.scale * b.scale / 2 ** (align * lanes) / out.scale, out, relu)
         return Product(number_format, a, b, out, requantizer, EXACT[takes_signed(number_format)], align)

@@ -68,7 +68,8 @@ class Choice:
     figures: NoiseFigures
     tolerated: float  # NM that the resilience analysis found the operation to tolerate
     cost: float  # of one inference
-    saved: float  # against the exact multiplier
+    saved: float  # against the exact multiplier where the configuration has magnitudes
+    align: int | None = None  # where magnitudes sit, if not there
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Step:
     """One measured assignment."""
 
     action: str  # what was tried, as a sentence
-    assignment: dict[str, str]
+    assignment: dict[str, str]  # options (model/placement.py) by operation
     accuracy: float  # fraction
     drop_points: float  # from the float accuracy, percentage points
     cost: float

@@ -19,6 +19,7 @@ from flip_gate import flip_gate
 
 from flows.main import main
 from model.files import digest
+from model.qfile import load
 
 ROOT = Path(__file__).parent.parent
 
@@ -112,8 +113,8 @@ def test_every_json_artefact_says_what_it_was_made_from(finished: Path) -> None:
     assert len(found) >= 6
     for path in found:
         content = json.loads(path.read_text())
-        second = ("accuracy.json", "resilience.json", "selection.json", "verify.json")
-        assert content["schema"] == (2 if path.name in second else 1)
+        schemas = {"accuracy.json": 3, "selection.json": 3, "resilience.json": 2, "verify.json": 2}
+        assert content["schema"] == schemas.get(path.name, 1)
         assert set(content["provenance"]) == {"made_from", "seed", "tools"}
         for name, hash in content["provenance"]["made_from"]["inputs"].items():
             assert digest(finished / "tiny" / name) == hash
@@ -156,14 +157,19 @@ def test_an_assignment_edited_by_hand_goes_through(copy: Path, capsys: pytest.Ca
     path = copy / "tiny" / "assignment.yaml"
     assigned = yaml.safe_load(path.read_text())
     wild = ["mul8u_exact", "mul8u_e24", "mul8u_s09", "mul8u_e14", "mul8u_e20"]
-    for row, name in zip(assigned["operations"].values(), wild, strict=True):
-        row["multiplier"] = name
+    for place, (row, name) in enumerate(zip(assigned["operations"].values(), wild, strict=True)):
+        row |= {"multiplier": name, "align": place % 2}
     path.write_text(yaml.safe_dump(assigned))
     edited = path.read_bytes()
     assert redcane(capsys, copy, "simulate") == (0, "", "")
     assert path.read_bytes() == edited
     verified = json.loads((copy / "tiny" / "verify.json").read_text())
     assert verified["mismatches"] == 0 and sorted(verified["multipliers"]) == sorted(wild)
+    products = load(copy / "tiny" / "qmodel").products()
+    assert [(p.component, p.align) for _, p, _ in products] == list(zip(wild, (0, 1, 0, 1, 0), strict=True))
+    code, shown, _ = redcane(capsys, copy, "run")
+    assert code == 0 and re.search(r"conv1\.mac .* mul8u_exact +sign-magnitude, bottom\n", shown)
+    assert re.search(r"primary\.mac .* mul8u_e24 +sign-magnitude\n", shown)
 
 
 def test_a_flipped_gate_is_found(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def test_there_and_back(path: Path) -> None:
     save_assignment(path, found)
     assert path.read_text() == text
     assert f"\n  conv1.mac: {{multiplier: {found.components['conv1.mac']}, format: affine}}\n" in text
+
+
+def test_places_of_magnitudes(path: Path) -> None:
+    moved = replace(SELECTION, choices=(*SELECTION.choices[:-1], replace(SELECTION.choices[-1], align=0)))
+    last = SELECTION.choices[-1].operation
+    save_assignment(path, assignment(moved, dict.fromkeys(OPERATIONS, "sign-magnitude"), LIBRARY))
+    assert read(path).aligns == {last: 0} and "format: sign-magnitude, align: 0}" in path.read_text()
+    text = path.read_text()
+    for wrong, said in (("2", "2 instead of 0"), ("true", "True instead of 0"), ("'0'", "0 instead of 0 (mag")):
+        path.write_text(text.replace("align: 0", f"align: {wrong}"))
+        with pytest.raises(RedcaneError, match=re.escape(f"operations.{last}.align: {said}")):
+            read(path)
+    path.write_text(text.replace("format: sign-magnitude", "format: affine"))
+    with pytest.raises(RedcaneError, match="align: affine has one place"):
+        read(path)
 
 
 def test_edited_by_hand(path: Path) -> None:

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model_quantize import images
+from test_model_quantize import images, network
 from test_model_selection import CAPTURES, COSTS, MULTIPLICATIONS, OPERATIONS, SPENT, TABLES, Q
 
+from model.capture import capture
 from model.comparison import Loss, compare
 from model.emulation import Emulator
 from model.errors import RedcaneError
 from model.exploration import Exploration, explore
 from model.measurements import BATCH, Measurements
-from model.quantize import image_codes
+from model.placement import Elsewhere, component_of, is_moved, moved, option
+from model.qnetwork import QNetwork
+from model.quantize import image_codes, quantize
 from model.selection import Selection, select
 
 KEYS = ("a.mac", "b.mac", "c.mac")
@@ -68,6 +71,30 @@ def test_it_comes_near_the_best_there_is(seed: int, allowed: float, kinds: int) 
     assert search.cost(found) <= 1.25 * least + 1e-12
 
 
+class TwoPlaces(World):
+    """The same, and every component once more at the other place, where it costs less and is noisier."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        rng = np.random.default_rng(seed)
+        for key in KEYS:
+            for name in NAMES:
+                there, worse = option(name, 0), 1 + rng.random()
+                self.costs[key][there] = self.costs[key][name] * rng.uniform(0.5, 1)
+                self.noise[key][there] = self.noise[key][name] * worse
+                self.harm[key][there] = self.harm[key][name] * worse**2
+
+
+@given(st.integers(0, 2**32), st.floats(0.05, 2), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_the_other_place_costs_less_or_nothing_is_there(seed: int, allowed: float, kinds: int) -> None:
+    at_one, at_two = World(seed), TwoPlaces(seed)
+    one, two = at_one.search(allowed, kinds), at_two.search(allowed, kinds)
+    least, found = one.cost(one.run(at_one.exact)), two.run(at_two.exact)
+    assert two.cost(found) <= least and at_two.lost(found) <= allowed
+    assert len({component_of(name) for name in found.values()}) <= kinds
+
+
 @given(st.integers(0, 2**32), st.floats(0.0, 2), st.integers(1, 3), st.integers(0, 40))
 @settings(max_examples=60, deadline=None)
 def test_whatever_harm_does_the_budget_holds(seed: int, allowed: float, kinds: int, most: int) -> None:
@@ -84,11 +111,11 @@ def test_whatever_harm_does_the_budget_holds(seed: int, allowed: float, kinds: i
 LABELS = Emulator(Q).classify(image_codes(Q, images()))
 
 
-def measurements(path: Path | None = None, copies: int = 40) -> Measurements:
+def measurements(path: Path | None = None, other: QNetwork | None = None, copies: int = 40) -> Measurements:
     codes = np.concatenate([image_codes(Q, images())] * copies)
     labels = np.tile(LABELS, copies)
     labels[::3] += 1  # a third is wrong for the exact network
-    return Measurements(Q, TABLES, codes, labels, np.arange(len(labels)), 1, path)
+    return Measurements(Q, TABLES, codes, labels, np.arange(len(labels)), 1, path, other)
 
 
 def test_measured_is_what_the_emulator_says(tmp_path: Path) -> None:
@@ -143,6 +170,39 @@ def test_exploring_goes_below_what_the_noise_admits(tmp_path: Path) -> None:
     assert len(end.history) == len(start.history) + end.measurements
     assert found(3.0, 2, 30, tmp_path / "kept")[1] == end, "a resumed one comes to the same"
     assert found(3.0, 2, 0)[1].assignment == start.assignment
+
+
+def test_magnitudes_at_the_other_place_are_measured_there(tmp_path: Path) -> None:
+    bottom = quantize(network(), images(), align=0)
+    captures = capture(Emulator(bottom), image_codes(bottom, images()), sums=300)
+    cheaper = {key: {name: cost / 2 for name, cost in of.items()} for key, of in SPENT.by_operation.items()}
+    elsewhere = Elsewhere(bottom, captures, SPENT._replace(by_operation=cheaper))
+    start, plain, _ = found(3.0, 2, 60)
+    of = measurements(tmp_path / "kept", bottom)
+    end = explore(start, Q, CAPTURES, TABLES, of, 2, 0.8, 60, elsewhere=elsewhere)
+    assert sum(c.cost for c in end.choices) < sum(c.cost for c in plain.choices)
+    places = {c.operation: c.align for c in end.choices if c.align is not None}
+    assert places and set(places.values()) == {0} and set(end.assignment.values()) <= TABLES.keys()
+    for choice in end.choices:
+        costs = cheaper if choice.operation in places else SPENT.by_operation
+        assert choice.cost == costs[choice.operation][choice.component]
+        assert choice.cost + choice.saved == SPENT.by_operation[choice.operation]["exact"]
+    aligns = {key: places.get(key, 1) for key in OPERATIONS}
+    anew = quantize(network(), images(), align=aligns).with_components(end.assignment, TABLES)
+    assert end.accuracy == (Emulator(anew).classify(of.codes) == of.labels).mean()
+    kept = [{key for key, name in step.assignment.items() if is_moved(name)} for step in end.history]
+    assert places.keys() in kept
+
+
+def test_a_network_with_some_operations_moved_is_that_quantised_so() -> None:
+    bottom, places = quantize(network(), images(), align=0), {"conv1.mac": 0, "classcaps.agreement": 0}
+    both = moved(Q, bottom, places)
+    anew = quantize(network(), images(), align={key: places.get(key, 1) for key in OPERATIONS})
+    assert {key: p.align for key, p, _ in both.products()} == {key: places.get(key, 1) for key in OPERATIONS}
+    assert [p for _, p, _ in both.products()] == [p for _, p, _ in anew.products()]
+    assert np.array_equal(both.layers[0].conv.bias, anew.layers[0].conv.bias)  # type: ignore[union-attr]  # a convolution
+    assert not np.array_equal(both.layers[0].conv.bias, Q.layers[0].conv.bias)  # type: ignore[union-attr]
+    assert np.array_equal(both.layers[1].conv.bias, Q.layers[1].conv.bias)  # type: ignore[union-attr]
 
 
 def test_nothing_is_explored_where_the_8_bit_network_misses_the_budget() -> None:

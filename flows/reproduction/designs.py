@@ -95,17 +95,17 @@ def add_switching(run: Run, rows: list[dict[str, Any]]) -> None:
     """
     counts, known = run.multiplications(), dict[str, OperationCosts]()
 
-    def switched(components: Mapping[str, str], formats: Mapping[str, Format]) -> float:
-        key = json.dumps(formats, sort_keys=True)
+    def switched(components: Mapping[str, str], formats: Mapping[str, Format], aligns: Mapping[str, int]) -> float:
+        key = json.dumps([formats, aligns], sort_keys=True)
         if key not in known:
-            network = run.quantized(formats)
+            network = run.quantized(formats, aligns)
             known[key] = of_switching(run.library, network, run.captures(network), counts)
         return sum(known[key].by_operation[operation][name] for operation, name in components.items())
 
     keys = run.config.formats()
-    exact = switched(dict.fromkeys(keys, run.library.exact.name), dict.fromkeys(keys, "sign-magnitude"))
+    exact = switched(dict.fromkeys(keys, run.library.exact.name), dict.fromkeys(keys, "sign-magnitude"), {})
     for row in tqdm(rows, desc="reproduce: what switches", unit="design"):
-        row["switched"] = switched(row["components"], row["formats"]) / exact
+        row["switched"] = switched(row["components"], row["formats"], row["align"]) / exact
 
 
 class _Rows:
