@@ -8,6 +8,7 @@ Scales and integer constants stay as they were calibrated; only codes of weights
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from model.datasets import Dataset
+from model.deepcaps import DeepCaps
 from model.emulation import Emulator
 from model.errors import RedcaneError
 from model.files import digest
 from model.network import Network
 from model.qfile import save
-from model.qnetwork import Coding, Layer, QClassCaps, QConv, QConvCaps, QConvLayer, QNetwork, QPrimaryCaps
+from model.qnetwork import Coding, Layer, QAdd, QClassCaps, QConv, QNetwork, QPrimaryCaps, Routed
 from model.quantize import image_codes
 from model.training import History, TrainingRecipe, evaluate, train
 
@@ -38,6 +40,7 @@ class StraightThrough:
 
     def __call__(self, network: Network, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] -> the class capsules (N, J, E) of the integer network of these weights."""
+        network.eval()  # what a batch normalisation has learnt is folded into the convolution before it
         quantized = with_weights(self.quantized, network)
         codes = image_codes(quantized, images.numpy())
         values = boundary_values(quantized, Emulator(quantized).run(codes))
@@ -74,20 +77,22 @@ def boundary_values(quantized: QNetwork, trace: dict[str, Tensor]) -> Values:
     values: Values = {}
     for layer in quantized.layers:
         name = layer.name
-        if isinstance(layer, QConvLayer | QPrimaryCaps):
+        if isinstance(layer, QAdd):
+            values[name, "add", 0] = _decode(layer.adder.out, trace[f"{name}.add"])
+        elif isinstance(layer, Routed):
+            values[name, "votes", 0] = _decode(layer.products()["votes"].out, trace[f"{name}.votes"])
+            codings = {"softmax": layer.weighted_sum.a, "weighted_sum": layer.weighted_sum.out,
+                       "squash": layer.squash.out, "agreement": layer.agreement.out}  # fmt: skip
+            for t, (operation, coding) in itertools.product(range(layer.iterations), codings.items()):
+                codes = trace.get(f"{name}.{operation}.{t + 1}")
+                if codes is not None:  # the last iteration has no agreement
+                    by_class = operation in ("softmax", "agreement")  # (..., J, I), which is (..., I, J) in float
+                    values[name, operation, t] = _decode(coding, codes.mT if by_class else codes)
+        else:
             maps = _decode(layer.conv.mac.out, trace[f"{name}.mac"])
             values[name, "mac", 0] = maps.permute(0, 3, 1, 2)  # (N, C, H, W)
             if isinstance(layer, QPrimaryCaps):
                 values[name, "squash", 0] = _decode(layer.squash.out, trace[f"{name}.squash"])
-        if not isinstance(layer, QClassCaps):
-            continue
-        values[name, "votes", 0] = _decode(layer.votes.out, trace[f"{name}.votes"])
-        for t in range(layer.iterations):
-            values[name, "softmax", t] = _decode(layer.weighted_sum.a, trace[f"{name}.softmax.{t + 1}"]).mT  # (N, I, J)
-            values[name, "weighted_sum", t] = _decode(layer.weighted_sum.out, trace[f"{name}.weighted_sum.{t + 1}"])
-            values[name, "squash", t] = _decode(layer.squash.out, trace[f"{name}.squash.{t + 1}"])
-            if t < layer.iterations - 1:
-                values[name, "agreement", t] = _decode(layer.agreement.out, trace[f"{name}.agreement.{t + 1}"]).mT
     return values
 
 
@@ -100,25 +105,30 @@ def with_weights(quantized: QNetwork, network: Network) -> QNetwork:
 
     Weights beyond a coding's range saturate. Raises RedcaneError for a bias that the accumulator cannot hold.
     """
-    parameters = {name: parameter.detach().double().numpy() for name, parameter in network.named_parameters()}
+    parameters: dict[str, Tensor] = dict(network.named_parameters())
+    if isinstance(network, DeepCaps):
+        parameters["conv1.weight"], parameters["conv1.bias"] = network.folded_conv1()
+    values = {name: parameter.detach().double().numpy() for name, parameter in parameters.items()}
 
     def conv(layer: str, old: QConv) -> QConv:
-        out, unit = old.mac.out, old.mac.requantizer
-        bias = np.floor(parameters[f"{layer}.bias"] / (out.scale * unit.multiplier / 2**unit.shift) + 0.5)
-        if not (np.abs(bias) < 2**31).all():
-            raise RedcaneError(f"{layer}.bias: too large for the 32-bit accumulator; lower finetune.learning_rate")
-        kernel = old.mac.b.encode(parameters[f"{layer}.weight"]).transpose(0, 2, 3, 1)
-        return replace(old, weights=kernel.copy(), bias=bias.astype(np.int32))
+        out, unit, bias = old.mac.out, old.mac.requantizer, old.bias
+        if f"{layer}.bias" in values:
+            real = np.floor(values[f"{layer}.bias"] / (out.scale * unit.multiplier / 2**unit.shift) + 0.5)
+            if not (np.abs(real) < 2**31).all():
+                raise RedcaneError(f"{layer}.bias: too large for the 32-bit accumulator; lower finetune.learning_rate")
+            bias = real.astype(np.int32)
+        kernel = values[f"{layer}.weight"]
+        kernel = kernel.reshape(len(old.weights), *kernel.shape[-3:])  # of the 3D layer's capsules, their channels
+        return replace(old, weights=old.mac.b.encode(kernel).transpose(0, 2, 3, 1).copy(), bias=bias)
 
     layers: list[Layer] = []
     for layer in quantized.layers:
         if isinstance(layer, QClassCaps):
-            weights = layer.votes.b.encode(parameters[f"{layer.name}.weight"])
-            layers.append(replace(layer, weights=weights))
-        elif isinstance(layer, QConvLayer | QPrimaryCaps) and not isinstance(layer, QConvCaps):
-            layers.append(replace(layer, conv=conv(layer.name, layer.conv)))
+            layers.append(replace(layer, weights=layer.votes.b.encode(values[f"{layer.name}.weight"])))
+        elif isinstance(layer, QAdd):
+            layers.append(layer)
         else:
-            raise RedcaneError(f"finetune: {layer.name} is no layer of a CapsNet, which alone can be fine-tuned")
+            layers.append(replace(layer, conv=conv(layer.name, layer.conv)))
     return replace(quantized, layers=tuple(layers))
 
 

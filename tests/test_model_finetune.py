@@ -10,9 +10,11 @@ import torch
 from model import reference, training
 from model.capsnet import CapsNet, CapsNetShape
 from model.datasets import Dataset, load
+from model.deepcaps import DeepCaps, DeepCapsShape
 from model.emulation import Emulator
 from model.finetune import StraightThrough, finetune, with_weights
-from model.qnetwork import Format, QClassCaps, QNetwork
+from model.network import Network, build
+from model.qnetwork import Format, QAdd, QClassCaps, QNetwork
 from model.quantize import image_codes, quantize
 from model.training import TrainingRecipe, initial, margin_loss, train
 
@@ -20,6 +22,7 @@ SHAPE = CapsNetShape(
     image=(8, 8, 1), conv_channels=16, conv_kernel=3, primary_types=4, primary_dim=8,
     primary_kernel=3, primary_stride=2, classes=10, class_dim=8,
 )  # fmt: skip
+DEEP = DeepCapsShape((8, 8, 1), 10, conv_channels=8, types=4, dims=(4, 4, 4, 4), class_dim=8)
 RECIPE = TrainingRecipe(epochs=3, patience=3, learning_rate=1e-3)
 
 
@@ -42,16 +45,16 @@ def truncated(bits: int) -> np.ndarray:
     return np.outer(kept, kept).astype(np.uint16)
 
 
-def aggressive(network: CapsNet, digits: Dataset, bits: int, form: Format = "sign-magnitude") -> QNetwork:
+def aggressive(network: Network, digits: Dataset, bits: int, form: Format = "sign-magnitude") -> QNetwork:
     """Truncated multipliers everywhere, in the routing by no more than 3 bits: coupling coefficients begin at 25."""
     quantized = quantize(network, torch.from_numpy(digits.train.images), form)
-    routing = ("classcaps.weighted_sum", "classcaps.agreement")
-    of = {key: str(min(bits, 3) if key in routing else bits) for key, _, _ in quantized.products()}
+    routing = ("weighted_sum", "agreement")
+    of = {key: str(min(bits, 3) if key.endswith(routing) else bits) for key, _, _ in quantized.products()}
     return quantized.with_components(of, {name: truncated(int(name)) for name in of.values()})
 
 
-def copy_of(network: CapsNet) -> CapsNet:
-    other = CapsNet(network.shape)
+def copy_of(network: Network) -> Network:
+    other = build(network.shape)
     other.load_state_dict(network.state_dict())
     return other
 
@@ -81,6 +84,53 @@ def test_forward_is_the_reference_and_backward_reaches_every_weight(
     margin_loss(capsules, torch.from_numpy(digits.test.labels[:3] + 1) % 10).backward()  # type: ignore[no-untyped-call]
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def deep(digits: Dataset) -> DeepCaps:
+    """A fresh DeepCaps whose batch normalisation has seen images."""
+    network = initial(DEEP, 1)
+    assert isinstance(network, DeepCaps)
+    network.train()
+    with torch.no_grad():
+        for _ in range(20):
+            network(torch.from_numpy(digits.train.images[:100]))
+        network.norm.weight.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize("form", ["sign-magnitude", "affine"])
+def test_a_deepcaps_too(form: Format, digits: Dataset) -> None:
+    network = deep(digits)
+    quantized = aggressive(network, digits, 2, form)
+    images = torch.from_numpy(digits.test.images[:2])
+    network.train()  # as a training has it
+    capsules = StraightThrough(quantized)(network, images)
+    layer = quantized.layers[-1]
+    assert isinstance(layer, QClassCaps)
+    for image, found in zip(image_codes(quantized, images), capsules.detach().numpy(), strict=True):
+        codes = reference.run(quantized, image)[f"classcaps.squash.{layer.iterations}"]
+        out = layer.squash.out
+        np.testing.assert_array_equal(np.rint(found / out.scale) + out.zero_point, codes)
+    margin_loss(capsules, torch.from_numpy(digits.test.labels[:2] + 1) % 10).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    for old, new in zip(quantized.layers, with_weights(quantized, network).layers, strict=True):
+        if not isinstance(old, QClassCaps | QAdd):
+            assert not isinstance(new, QClassCaps | QAdd)
+            np.testing.assert_array_equal(old.conv.weights, new.conv.weights)
+            np.testing.assert_array_equal(old.conv.bias, new.conv.bias)
+
+
+def test_fine_tuning_a_deepcaps_lowers_the_loss(digits: Dataset, tmp_path: Path) -> None:
+    few = dataclasses.replace(digits, train=dataclasses.replace(
+        digits.train, images=digits.train.images[:400], labels=digits.train.labels[:400]))  # fmt: skip
+    network = deep(digits)
+    gain, seen = network.norm.weight.clone(), network.norm.num_batches_tracked.clone()
+    recipe = TrainingRecipe(epochs=2, patience=2, batch=50, shift=0, rotation=0, scale=0)
+    history, (_, loss) = finetune(network, aggressive(network, digits, 2), few, recipe, tmp_path / "checkpoint")
+    assert history.best >= 0 and history.validation_loss[history.best] < 0.8 * loss
+    assert not torch.equal(network.norm.weight, gain)
+    assert torch.equal(network.norm.num_batches_tracked, seen), "what it has learnt of images stays"
 
 
 def test_its_own_weights_change_nothing_and_large_ones_saturate(trained: CapsNet, digits: Dataset) -> None:
