@@ -3,10 +3,10 @@
     python benchmarks/selection.py compact-mnist:embedded compact-mnist:evoapprox ... [--runs runs]
 
 Every argument is a file in configs/ and a library; its run's folder is RUNS/LIBRARY/NAME, made up to `quantize` where
-it is not. Energies are of one inference, by operation, with that operation's real operands, in the cells of
-qflow-tech-osu018, in the order in which they are multiplied: of the multiplier alone as `redcane library characterize`
-measures it, and of the whole element with one multiplier (operand registers, sign logic, product register, 32-bit
-accumulator) as benchmarks/pe_energy.py does.
+it is not. Energies are of one inference, by operation, with that operation's real operands in the 8-bit network with
+exact multipliers and in the final one, in the cells of qflow-tech-osu018, in the order in which they are multiplied: of
+the multiplier alone as `redcane library characterize` measures it, and of the whole element with one multiplier (operand
+registers, sign logic, product register, 32-bit accumulator) as benchmarks/pe_energy.py does.
 Wants OpenSTA. Results are kept in selection.json beside this file, of other runs too.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import subjects
-from formats import CAPTURED, stream
+from formats import stream
 from pe_energy import energy, map_element
 
 from flows.config import Config
@@ -24,11 +24,7 @@ from flows.run import Run
 from flows.stages import bring_up
 from flows.tables import table
 from model.assignment import load_assignment
-from model.capture import capture
-from model.emulation import Emulator
 from model.multipliers.characterize import characterize
-from model.operations import operations
-from model.quantize import image_codes
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "selection.json"
@@ -42,16 +38,14 @@ def measure(name: str, library: str, runs: Path, liberty: Path, opensta: str) ->
     bring_up(run, "quantize")
     chosen, found = run.read("selection.json"), run.read("accuracy.json")
     assigned = load_assignment(run.folder / "assignment.yaml", list(config.formats()), run.library)
-    network = run.qnetwork()
-    exact = {key: run.library.exact_of(False).name for key in assigned.components}
-    network = network.with_components(exact, {c.name: c.table for c in run.library.components.values()})
-    captures = capture(Emulator(network), image_codes(network, run.dataset.train.images[:CAPTURED]))
-    counts = {o.key: o.counts.multiplications for o in operations(run.network())}
-    spent = {level: {"exact": 0.0, "assigned": 0.0} for level in ("multipliers", "elements")}
-    for key, captured in captures.items():
-        operands, sums = captured.operands(), stream({key: captured}, {key: 1})
-        for which, component in (("exact", exact[key]), ("assigned", assigned.components[key])):
-            multiplier, align = run.library.get(component), captured.product.align
+    networks = {"exact": run.quantized(config.formats()), "assigned": run.qnetwork()}
+    counts = run.multiplications()
+    spent = {level: dict.fromkeys(networks, 0.0) for level in ("multipliers", "elements")}
+    for which, network in networks.items():
+        for key, captured in run.captures(network).items():
+            operands, sums = captured.operands(), stream({key: captured}, {key: 1})
+            component, align = captured.product.component, captured.product.align
+            multiplier = run.library.get(component)
             alone = characterize([multiplier], liberty, opensta, operands)[component].energy_pj
             element = map_element(multiplier, align, liberty, opensta)
             whole = energy(element, multiplier, align, sums, liberty)["total"]
@@ -63,6 +57,7 @@ def measure(name: str, library: str, runs: Path, liberty: Path, opensta: str) ->
     return {
         "cost": chosen["cost"],
         "assignment": assigned.components,
+        "aligns": assigned.aligns,
         "saved": {"by the noise": 1 - guided["cost"] / full,
                   "by measuring": 1 - sum(choice["cost"] for choice in chosen["choices"]) / full},
         "measurements": chosen["measurements"],
