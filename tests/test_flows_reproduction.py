@@ -30,7 +30,7 @@ network: {image: [8, 8, 1], classes: 10, conv_channels: 4, conv_kernel: 3, prima
           primary_kernel: 3, primary_stride: 3, class_dim: 4, iterations: 2}
 train: {epochs: 6, patience: 6}
 analyze: {noise_magnitudes: [0.2, 0.02, 0.0], seeds: [0], images: 100}
-assign: {budget_points: 5.0, images: 16}
+assign: {budget_points: 5.0, images: 16, measurements: 12}
 simulate: {images: 2}
 """
 OPTIONS = ("--trial-images", "20", "--curve-images", "100")
