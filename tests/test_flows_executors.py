@@ -163,13 +163,13 @@ def test_a_cluster_one_of_whose_workers_is_killed(serial: tuple[Resilience, Stor
     with (
         distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
-        workers(subject(*case(), SETTINGS), scheduler=cluster.scheduler_address) as measuring,
-        Store() as store,
     ):
-        assert measuring.count == 2
-        victim = next(iter(client.run(os.getpid).values()))
-        result = analyze(*case(), SETTINGS, store, After(measuring, 30, lambda: os.kill(victim, signal.SIGKILL)))
-        assert result == serial[0] and list(store.rows()) == list(serial[1].rows())
+        client.wait_for_workers(2, timeout=120)  # on a busy machine one comes later
+        with workers(subject(*case(), SETTINGS), scheduler=cluster.scheduler_address) as measuring, Store() as store:
+            assert measuring.count == 2
+            victim = next(iter(client.run(os.getpid).values()))
+            result = analyze(*case(), SETTINGS, store, After(measuring, 30, lambda: os.kill(victim, signal.SIGKILL)))
+            assert result == serial[0] and list(store.rows()) == list(serial[1].rows())
 
 
 @pytest.mark.parametrize(
