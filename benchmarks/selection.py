@@ -5,8 +5,8 @@
 Every argument is a file in configs/ and a library; its run's folder is RUNS/LIBRARY/NAME, made up to `quantize` where
 it is not. Energies are of one inference, by operation, with that operation's real operands in the 8-bit network with
 exact multipliers and in the final one, in the cells of qflow-tech-osu018, in the order in which they are multiplied: of
-the multiplier alone as `redcane library characterize` measures it, and of the whole element with one multiplier (operand
-registers, sign logic, product register, 32-bit accumulator) as benchmarks/pe_energy.py does.
+the multiplier alone as `redcane library characterize` measures it, and of the whole element with one multiplier
+(operand registers, sign logic, product register, 32-bit accumulator) as benchmarks/pe_energy.py does.
 Wants OpenSTA. Results are kept in selection.json beside this file, of other runs too.
 """
 
