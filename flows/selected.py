@@ -30,7 +30,8 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
     settings, library, images = run.config.assign, run.library, run.selection_images
     tables = {name: component.table for name, component in library.components.items()}
     captures = run.captures(exact)
-    elsewhere = _elsewhere(run) if settings.choose_align and settings.compare_by == "switching" else None
+    movable = settings.choose_align and settings.compare_by == "switching" and settings.measurements > 0
+    elsewhere = _elsewhere(run) if movable else None
     resilience = Resilience.from_json(run.read("resilience.json"))
     measurements = Measurements(
         exact,

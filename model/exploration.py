@@ -68,8 +68,7 @@ def explore(
     With `elsewhere`, each operation may have its magnitudes at either place; `measurements` has to know that network.
 
     `confidence` is that of keeping the budget, less what the 8-bit network with exact multipliers loses already. Of a
-    selection with a warning nothing is explored. Raises RedcaneError for a
-    confidence that is not from 0.5 to below 1.
+    selection with a warning nothing is explored. Raises RedcaneError for a confidence that is not from 0.5 to below 1.
     """
     if not 0.5 <= confidence < 1:
         raise RedcaneError(f"selection: a confidence of {confidence:g}: give a number from 0.5 to below 1")

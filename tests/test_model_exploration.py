@@ -58,17 +58,21 @@ class World:
         return Exploration(self.costs, self.noise, self.exact, allowed, kinds, self.judge, most)
 
 
-@given(st.integers(0, 2**32), st.floats(0.05, 2), st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
-def test_it_comes_near_the_best_there_is(seed: int, allowed: float, kinds: int) -> None:
-    """With harm as the square of the noise, which is what the search expects."""
-    world = World(seed)
-    search = world.search(allowed, kinds)
-    found = search.run(world.exact)
-    assert len(set(found.values())) <= kinds and world.lost(found) <= allowed
-    able = (dict(zip(KEYS, names, strict=True)) for names in itertools.product(NAMES, repeat=3))
-    least = min(search.cost(a) for a in able if len(set(a.values())) <= kinds and world.lost(a) <= allowed)
-    assert search.cost(found) <= 1.5 * least + 1e-12  # a local search: 1.27 has been seen
+def test_it_comes_near_the_best_there_is() -> None:
+    """With harm as the square of the noise, which is what the search expects. It is a local one: in two of 1,500 worlds
+    it ended more than a quarter above the best, so what is asked of it is asked of many worlds, always the same.
+    """
+    ratios = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        world, allowed, kinds = World(seed), rng.uniform(0.05, 2), int(rng.integers(1, 4))
+        search = world.search(allowed, kinds)
+        found = search.run(world.exact)
+        assert len(set(found.values())) <= kinds and world.lost(found) <= allowed
+        able = (dict(zip(KEYS, names, strict=True)) for names in itertools.product(NAMES, repeat=3))
+        least = min(search.cost(a) for a in able if len(set(a.values())) <= kinds and world.lost(a) <= allowed)
+        ratios.append(search.cost(found) / least)
+    assert np.mean(ratios) < 1.003 and max(ratios) < 1.25
 
 
 class TwoPlaces(World):

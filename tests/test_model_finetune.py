@@ -63,6 +63,21 @@ def accuracy(network: QNetwork, digits: Dataset) -> float:
     return float((Emulator(network).classify(image_codes(network, digits.test.images)) == digits.test.labels).mean())
 
 
+def are_the_references(capsules: torch.Tensor, quantized: QNetwork, images: torch.Tensor) -> None:
+    layer = quantized.layers[-1]
+    assert isinstance(layer, QClassCaps)
+    for image, found in zip(image_codes(quantized, images), capsules.detach().numpy(), strict=True):
+        codes = reference.run(quantized, image)[f"classcaps.squash.{layer.iterations}"]
+        out = layer.squash.out
+        np.testing.assert_array_equal(np.rint(found / out.scale) + out.zero_point, codes)
+
+
+def reaches_every_weight(loss: torch.Tensor, network: Network) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("form", ["sign-magnitude", "affine"])
 def test_forward_is_the_reference_and_backward_reaches_every_weight(
@@ -73,17 +88,10 @@ def test_forward_is_the_reference_and_backward_reaches_every_weight(
     network = copy_of(trained)
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):  # the integers stay what they are
         capsules = StraightThrough(quantized)(network, images)
-    layer = quantized.layers[-1]
-    assert isinstance(layer, QClassCaps)
-    for image, found in zip(image_codes(quantized, images), capsules.detach().numpy(), strict=True):
-        codes = reference.run(quantized, image)[f"classcaps.squash.{layer.iterations}"]
-        out = layer.squash.out
-        np.testing.assert_array_equal(np.rint(found / out.scale) + out.zero_point, codes)
+    are_the_references(capsules, quantized, images)
     with torch.inference_mode():
         assert torch.equal(StraightThrough(quantized)(network, images), capsules)
-    margin_loss(capsules, torch.from_numpy(digits.test.labels[:3] + 1) % 10).backward()  # type: ignore[no-untyped-call]
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    reaches_every_weight(margin_loss(capsules, torch.from_numpy(digits.test.labels[:3] + 1) % 10), network)
 
 
 def deep(digits: Dataset) -> DeepCaps:
@@ -105,15 +113,8 @@ def test_a_deepcaps_too(form: Format, digits: Dataset) -> None:
     images = torch.from_numpy(digits.test.images[:2])
     network.train()  # as a training has it
     capsules = StraightThrough(quantized)(network, images)
-    layer = quantized.layers[-1]
-    assert isinstance(layer, QClassCaps)
-    for image, found in zip(image_codes(quantized, images), capsules.detach().numpy(), strict=True):
-        codes = reference.run(quantized, image)[f"classcaps.squash.{layer.iterations}"]
-        out = layer.squash.out
-        np.testing.assert_array_equal(np.rint(found / out.scale) + out.zero_point, codes)
-    margin_loss(capsules, torch.from_numpy(digits.test.labels[:2] + 1) % 10).backward()  # type: ignore[no-untyped-call]
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    are_the_references(capsules, quantized, images)
+    reaches_every_weight(margin_loss(capsules, torch.from_numpy(digits.test.labels[:2] + 1) % 10), network)
     for old, new in zip(quantized.layers, with_weights(quantized, network).layers, strict=True):
         if not isinstance(old, QClassCaps | QAdd):
             assert not isinstance(new, QClassCaps | QAdd)
