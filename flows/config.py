@@ -33,7 +33,7 @@ Side = Literal[4, 8, 16, 32, 64]
 class Train(Section):
     """How the network is trained. The weights of the epoch that was best on the validation split are kept."""
 
-    LATER = frozenset({"flip", "bfloat16", "cycles"})
+    LATER = frozenset({"crop", "flip", "bfloat16", "cycles", "average"})
 
     epochs: Positive = Field(120, description="passes over the training images, at most")
     batch: Positive = Field(32, description="images in a step")
@@ -47,12 +47,20 @@ class Train(Section):
     scale: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="augmentation: largest change of size, fraction"
     )
+    crop: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        description="augmentation: pixels of zeros put on every side, of which a random crop is taken; "
+        "unlike a shift it does not blur",
+    )
     flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
     bfloat16: bool = Field(
         False, description="mixed precision on a CPU too: faster where it has AVX512_BF16 or AMX, much slower elsewhere"
     )
     cycles: Positive = Field(
         1, description="times that the learning rate falls, from the top again with a fresh Adam; divides the epochs"
+    )
+    average: Positive = Field(
+        1, description="of so many of the last cycles the weights are averaged, instead of taking the best epoch's"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
@@ -310,6 +318,7 @@ class Config(Section):
             patience=self.finetune.epochs,
             learning_rate=self.finetune.learning_rate,
             cycles=1,
+            average=1,
             reconstruction=0.0,
         )
 

@@ -47,10 +47,15 @@ class TrainingRecipe:
     seed: int = 0
     flip: bool = False  # mirror half of the images left to right
     bfloat16: bool = False  # convolutions and votes in bfloat16 on the CPU too, as always on a GPU
+    crop: int = 0  # augmentation: pixels of zeros on every side, of which a random crop is taken; nothing is blurred
     cycles: int = 1  # times that the learning rate falls, each with a fresh Adam (SGDR, Loshchilov & Hutter, 2017)
+    # Above 1, the mean of the weights after so many of the last cycles is kept, and not the best epoch's (stochastic
+    # weight averaging: Izmailov et al., 2018); there is no early stop then.
+    average: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0), ("cycles", 1)):
+        for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0), ("crop", 0), ("cycles", 1),
+                            ("average", 1)):  # fmt: skip
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a whole number from {least}")
         for name in ("learning_rate", "reconstruction", "shift", "rotation", "scale"):
@@ -60,11 +65,19 @@ class TrainingRecipe:
             raise RedcaneError("training: learning_rate should be above 0 and scale below 1")
         if self.epochs % self.cycles:
             raise RedcaneError(f"training.epochs: {self.epochs} epochs make no {self.cycles} equal cycles")
+        if self.average > self.cycles:
+            raise RedcaneError(f"training.average: of {self.cycles} cycles, {self.average} cannot be averaged")
 
     def at(self, epoch: int) -> float:
         """The learning rate in an epoch."""
         cycle = self.epochs // self.cycles
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch % cycle) / cycle))
+
+    def ends_averaged(self, epoch: int) -> int:
+        """How many cycles that are averaged have ended with this epoch, if one does; else 0."""
+        length = self.epochs // self.cycles
+        ended = (epoch + 1) // length - (self.cycles - self.average)
+        return ended if self.average > 1 and (epoch + 1) % length == 0 and ended > 0 else 0
 
     def adam(self, network: Network) -> torch.optim.Adam:
         """A fresh optimizer, as at the start of every cycle."""
@@ -72,7 +85,7 @@ class TrainingRecipe:
 
     def of_run(self) -> dict[str, object]:
         """What tells one training from another; a recipe without a later addition is what it was before that."""
-        later = {"flip": False, "bfloat16": False, "cycles": 1}
+        later = {"flip": False, "bfloat16": False, "crop": 0, "cycles": 1, "average": 1}
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
@@ -83,7 +96,7 @@ class History:
     loss: list[float] = field(default_factory=list)  # mean training loss
     validation: list[float] = field(default_factory=list)  # validation accuracy
     validation_loss: list[float] = field(default_factory=list)
-    best: int = -1  # the epoch whose weights were kept
+    best: int = -1  # the epoch of the lowest validation loss, whose weights are kept unless cycles are averaged
 
     def better(self) -> bool:
         """Whether the last epoch has the lowest validation loss (finer than the accuracy of few images)."""
@@ -107,10 +120,12 @@ def margin_loss(capsules: Tensor, labels: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, recipe: TrainingRecipe, generator: torch.Generator) -> Tensor:
-    """Shift, rotate, scale and perhaps mirror every image (N, C, H, W), each by its own random amounts."""
+    """Mirror, crop, shift, rotate and scale images (N, C, H, W), as the recipe says, each by its own random amounts."""
     if recipe.flip:
         mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    if recipe.crop:
+        images = _crop(images, recipe.crop, generator)
     if recipe.shift == recipe.rotation == recipe.scale == 0:
         return images
     n, _, height, width = images.shape
@@ -126,6 +141,17 @@ def augment(images: Tensor, recipe: TrainingRecipe, generator: torch.Generator) 
     )  # (N, 2, 3)
     grid = nn.functional.affine_grid(affine, list(images.shape), align_corners=False)
     return nn.functional.grid_sample(images, grid, align_corners=False).clamp(0, 1)
+
+
+def _crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+    """Images (N, C, H, W) padded with zeros, of which each keeps a random window of its own size, in whole pixels."""
+    n, _, height, width = images.shape
+    top, left = torch.randint(2 * pad + 1, (2, n, 1), generator=generator).to(images.device)
+    rows = top + torch.arange(height, device=images.device)  # (N, H)
+    columns = left + torch.arange(width, device=images.device)
+    padded = nn.functional.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+    image = torch.arange(n, device=images.device)[:, None, None]
+    return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def moved_about(split: Split, recipe: TrainingRecipe, copies: int) -> Split:
@@ -193,7 +219,8 @@ def train(
     title: str = "train",
     basis: str | None = None,
 ) -> History:
-    """Train the network in place and leave it, on the CPU, with the weights of its best epoch on the validation split.
+    """Train the network in place and leave it, on the CPU, with the weights of its best epoch on the validation split,
+    or with the mean that the recipe asks for.
 
     After every epoch `checkpoint` (safetensors) is replaced; if it is there at the start and comes from the same
     recipe, shape and data, training goes on from it, else it starts over. `device` is what pick_device knows.
@@ -210,16 +237,16 @@ def train(
     depends = [] if basis is None else [basis]
     run = json.dumps([recipe.of_run(), asdict(network.shape), dataset.digest(), *depends])
     optimizer = recipe.adam(network)
-    history, best = History(), _weights(network)
+    history, kept = History(), _weights(network)
     if checkpoint.exists():
-        history, best = _resume(checkpoint, digest(run.encode()), network, optimizer) or (history, best)
+        history, kept = _resume(checkpoint, digest(run.encode()), network, optimizer) or (history, kept)
 
     with (
         worthwhile_threads(network),
         _bar(title, recipe.epochs, len(history.loss), len(dataset.train.labels)) as progress,
     ):
         for epoch in range(len(history.loss), recipe.epochs):
-            if epoch - history.best > recipe.patience and history.best >= 0:
+            if recipe.average == 1 and epoch - history.best > recipe.patience and history.best >= 0:
                 break
             if epoch % (recipe.epochs // recipe.cycles) == 0:
                 optimizer = recipe.adam(network)
@@ -230,11 +257,14 @@ def train(
             if not math.isfinite(history.loss[-1] + validated[1]):
                 raise RedcaneError(f"training: the loss is no number after epoch {epoch}; lower training.learning_rate")
             if history.better():
-                history.best, best = epoch, _weights(network)
-            _save(checkpoint, digest(run.encode()), network, optimizer, best, history)
+                history.best = epoch
+                kept = kept if recipe.average > 1 else _weights(network)
+            if ended := recipe.ends_averaged(epoch):
+                kept = _mean(kept, _weights(network), ended)
+            _save(checkpoint, digest(run.encode()), network, optimizer, kept, history)
             reached = f"{100 * validated[0]:.2f}%"
             progress.set_postfix(epoch=epoch + 1, loss=f"{history.loss[-1]:.4f}", validation=reached)
-    network.load_state_dict(best)
+    network.load_state_dict(kept)
     network.cpu()
     return history
 
@@ -298,6 +328,14 @@ def _weights(network: Network) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
+def _mean(of_before: dict[str, Tensor], added: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The mean of `count` networks' weights, of which all but one have this mean; counters are the last one's."""
+    return {
+        name: of_before[name] + (tensor - of_before[name]) / count if tensor.is_floating_point() else tensor
+        for name, tensor in added.items()
+    }
+
+
 _ADAM = ("step", "exp_avg", "exp_avg_sq")  # its state for a parameter
 
 
@@ -306,12 +344,12 @@ def _save(
     run: str,
     network: Network,
     optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
+    kept: dict[str, Tensor],
     history: History,
 ) -> None:
-    """Write the checkpoint: weights, Adam's state, the best weights, the history, and what run they belong to."""
+    """Write the checkpoint: weights, Adam's state, the weights kept so far (as "best"), the history, and the run."""
     tensors = {f"weights/{name}": tensor for name, tensor in _weights(network).items()}
-    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in kept.items()}
     for name, parameter in network.named_parameters():
         # A decoder that is not trained has no state.
         tensors |= {f"adam/{name}/{key}": value for key, value in optimizer.state.get(parameter, {}).items()}

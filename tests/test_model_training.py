@@ -29,6 +29,7 @@ RECIPE = TrainingRecipe(epochs=5, batch=64, reconstruction=0.01, seed=3)
 
 MIXED = dataclasses.replace(RECIPE, bfloat16=True)
 CYCLES = dataclasses.replace(RECIPE, epochs=6, cycles=2)
+AVERAGED = dataclasses.replace(RECIPE, epochs=6, cycles=3, average=2, patience=1)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,21 @@ def test_augmentation_is_small_and_repeatable() -> None:
     assert torch.all(moved[:, 0, 3:6, 3:6].sum(dim=(1, 2)) > 0.999), "within one pixel of where it was"
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, MIXED, CYCLES], ids=["single", "mixed", "cycles"])
+def test_a_crop_moves_by_whole_pixels_as_far_as_it_says_and_blurs_nothing() -> None:
+    dot = torch.zeros(500, 3, 9, 7)
+    dot[:, :, 4, 3] = torch.tensor([0.2, 0.5, 0.9])
+    recipe = TrainingRecipe(shift=0, rotation=0, scale=0, crop=2)
+    moved = augment(dot, recipe, torch.Generator().manual_seed(2))
+    assert torch.equal(moved, augment(dot, recipe, torch.Generator().manual_seed(2)))
+    where = {tuple(place) for place in moved[:, 0].nonzero()[:, 1:].tolist()}
+    assert where == {(row, column) for row in range(2, 7) for column in range(1, 6)}
+    assert torch.equal(moved.sum(dim=(2, 3)), dot.sum(dim=(2, 3)))
+    border = torch.ones(500, 1, 9, 7)
+    border = augment(border, recipe, torch.Generator().manual_seed(3))
+    assert set(border.unique().tolist()) == {0, 1} and border[:, :, 2:7, 2:5].min() == 1, "zeros come in at the border"
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, MIXED, CYCLES, AVERAGED], ids=["single", "mixed", "cycles", "averaged"])
 def test_killed_after_any_epoch_it_ends_with_the_same_weights(
     few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: TrainingRecipe
 ) -> None:
@@ -99,6 +114,21 @@ def test_every_cycle_begins_with_the_weights_of_the_last_and_nothing_else(few: D
     assert same(by_hand, whole)
     with pytest.raises(RedcaneError, match="5 epochs make no 2 equal cycles"):
         dataclasses.replace(RECIPE, cycles=2)
+
+
+def test_the_last_cycles_are_averaged(few: Dataset, tmp_path: Path) -> None:
+    by_hand, whole, ends = initial(TINY, 3), initial(TINY, 3), []
+    for cycle in range(3):
+        adam = AVERAGED.adam(by_hand)
+        for epoch in range(2 * cycle, 2 * cycle + 2):
+            training._epoch(by_hand, few, AVERAGED, adam, epoch, None, lambda images: None)
+        ends.append({name: tensor.clone() for name, tensor in by_hand.state_dict().items()})
+    assert len(train(whole, few, AVERAGED, tmp_path / "checkpoint").loss) == 6, "patience does not count"
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(tensor, (ends[1][name] + ends[2][name]) / 2)
+        assert not torch.equal(tensor, ends[2][name])
+    with pytest.raises(RedcaneError, match="of 3 cycles, 4 cannot be averaged"):
+        dataclasses.replace(AVERAGED, average=4)
 
 
 def test_mixed_precision_multiplies_in_bfloat16_and_routes_in_single(few: Dataset, tmp_path: Path) -> None:
