@@ -135,7 +135,8 @@ def _assigned(run: Run) -> tuple[QNetwork, QNetwork]:
 def _finetune(run: Run, scratch: Path, about: Json) -> None:
     network, (_, assigned) = run.network(), _assigned(run)
     checkpoint = _partial(run, "finetuning.safetensors")
-    history, before = finetune(network, assigned, run.dataset, run.config.finetuning(), checkpoint)
+    distill = run.config.finetune.distill
+    history, before = finetune(network, assigned, run.dataset, run.config.finetuning(), checkpoint, distill)
     content = {"schema": 1, "validation_before": before[0], "validation_loss_before": before[1]}
     save_weights(network, scratch / "finetuned.safetensors", {"provenance": json.dumps(about)})
     write_json(scratch / "finetuning.json", {**content, "history": asdict(history)}, about)

@@ -8,6 +8,7 @@ Scales and integer constants stay as they were calibrated; only codes of weights
 
 from __future__ import annotations
 
+import copy
 import itertools
 import tempfile
 from dataclasses import replace
@@ -133,9 +134,16 @@ def with_weights(quantized: QNetwork, network: Network) -> QNetwork:
 
 
 def finetune(
-    network: Network, quantized: QNetwork, dataset: Dataset, recipe: TrainingRecipe, checkpoint: Path
+    network: Network,
+    quantized: QNetwork,
+    dataset: Dataset,
+    recipe: TrainingRecipe,
+    checkpoint: Path,
+    distill: bool = False,
 ) -> tuple[History, tuple[float, float]]:
     """Train the network in place for the multipliers of `quantized`, which was made from it.
+
+    It learns the labels or, with `distill`, the class capsules of the float network that it comes as.
 
     Returns the history, and the validation accuracy (fraction) and loss before. The network is left with the weights of
     the epoch of the lowest validation loss, all by the integer network; if none is lower than before, with those that
@@ -146,8 +154,11 @@ def finetune(
     before = evaluate(network, dataset.validation.images, dataset.validation.labels, forward=forward)
     with tempfile.TemporaryDirectory() as folder:
         save(quantized, Path(folder, "qmodel"))
-        basis = digest(Path(folder, "qmodel"))
-    history = train(network, dataset, recipe, checkpoint, forward=forward, title="finetune", basis=basis)
+        basis = digest(Path(folder, "qmodel")) + (" distilled" if distill else "")
+    teacher = copy.deepcopy(network) if distill else None
+    history = train(
+        network, dataset, recipe, checkpoint, forward=forward, title="finetune", basis=basis, teacher=teacher
+    )
     if history.validation_loss[history.best] >= before[1]:
         network.load_state_dict(start)
         history.best = -1

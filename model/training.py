@@ -218,6 +218,7 @@ def train(
     forward: Forward | None = None,
     title: str = "train",
     basis: str | None = None,
+    teacher: Network | None = None,
 ) -> History:
     """Train the network in place and leave it, on the CPU, with the weights of its best epoch on the validation split,
     or with the mean that the recipe asks for.
@@ -225,7 +226,9 @@ def train(
     After every epoch `checkpoint` (safetensors) is replaced; if it is there at the start and comes from the same
     recipe, shape and data, training goes on from it, else it starts over. `device` is what pick_device knows.
     `forward` takes the place of the network's own forward pass, in training and validation; `basis` then says what it
-    depends on, so that a checkpoint of another one is not taken. `title` is the progress bar's.
+    depends on, so that a checkpoint of another one is not taken. `title` is the progress bar's. With a `teacher` the
+    network learns its class capsules of the same images and not the labels (Hinton, Vinyals and Dean, 2015); `basis`
+    should depend on it.
 
     Raises RedcaneError when the network does not fit the dataset, the checkpoint is broken, the loss stops being a
     number, or there is no such device.
@@ -250,7 +253,7 @@ def train(
                 break
             if epoch % (recipe.epochs // recipe.cycles) == 0:
                 optimizer = recipe.adam(network)
-            history.loss.append(_epoch(network, dataset, recipe, optimizer, epoch, forward, progress.update))
+            history.loss.append(_epoch(network, dataset, recipe, optimizer, epoch, forward, progress.update, teacher))
             validated = evaluate(network, dataset.validation.images, dataset.validation.labels, forward=forward)
             history.validation.append(validated[0])
             history.validation_loss.append(validated[1])
@@ -291,8 +294,11 @@ def _epoch(
     epoch: int,
     forward: Forward | None,
     done: Callable[[int], object],
+    teacher: Network | None = None,
 ) -> float:
     """One pass over the training images in an order of its own; returns the mean loss. `done` hears of every batch."""
+    if teacher is not None:
+        teacher.to(next(network.parameters()).device).eval()
     generator = torch.Generator().manual_seed(derive_seed("epoch", recipe.seed, epoch))
     for group in optimizer.param_groups:
         group["lr"] = recipe.at(epoch)
@@ -304,7 +310,7 @@ def _epoch(
         x, y = augment(images[chosen].to(device), recipe, generator), labels[chosen].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16 or device.type == "cuda"):
             v = forward(network, x) if forward else network(x, _in_single_precision)
-            loss = margin_loss(v, y)
+            loss = margin_loss(v, y) if teacher is None else _distance(v, teacher, x)
             if recipe.reconstruction > 0:
                 error = (network.reconstruct(v, y).float() - x).square().flatten(1).sum(dim=1).mean()
                 loss = loss + recipe.reconstruction * error
@@ -315,6 +321,13 @@ def _epoch(
         done(len(chosen))
     network.eval()
     return float(total) / len(labels)
+
+
+def _distance(capsules: Tensor, teacher: Network, images: Tensor) -> Tensor:
+    """Mean squared distance of all class capsules (N, J, E) of an image from the teacher's."""
+    with torch.no_grad():
+        taught = teacher(images, _in_single_precision)
+    return (capsules - taught).square().sum(dim=(1, 2)).mean()
 
 
 def _in_single_precision(

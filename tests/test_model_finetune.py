@@ -154,28 +154,47 @@ def test_its_own_weights_change_nothing_and_large_ones_saturate(trained: CapsNet
             assert loud.conv.mac == old.conv.mac
 
 
+@pytest.mark.parametrize("distill", [False, True])
 def test_it_recovers_most_of_what_an_aggressive_assignment_loses(
-    trained: CapsNet, digits: Dataset, tmp_path: Path
+    distill: bool, trained: CapsNet, digits: Dataset, tmp_path: Path
 ) -> None:
     exact = accuracy(quantize(trained, torch.from_numpy(digits.train.images)), digits)
     quantized = aggressive(trained, digits, 5)
     before = accuracy(quantized, digits)
     network, longer = copy_of(trained), dataclasses.replace(RECIPE, epochs=8, patience=8)
-    history, (validation, loss) = finetune(network, quantized, digits, longer, tmp_path / "checkpoint")
+    history, (validation, loss) = finetune(network, quantized, digits, longer, tmp_path / "checkpoint", distill)
     after = accuracy(with_weights(quantized, network), digits)
     assert exact - before > 0.1, "the assignment hurts"
     assert exact - after < (exact - before) / 2, (exact, before, after)
     assert history.validation[history.best] > validation and history.validation_loss[history.best] < loss
 
 
+def test_distilling_learns_the_float_network_and_no_labels(trained: CapsNet, digits: Dataset, tmp_path: Path) -> None:
+    quantized, images = aggressive(trained, digits, 5), torch.from_numpy(digits.test.images)
+    wrong = dataclasses.replace(digits, train=dataclasses.replace(digits.train, labels=(digits.train.labels + 1) % 10))
+
+    def distance(network: Network) -> float:
+        with torch.inference_mode():
+            return float(
+                (StraightThrough(quantized)(network, images) - trained(images)).square().sum(dim=(1, 2)).mean()
+            )
+
+    network = copy_of(trained)
+    history, _ = finetune(network, quantized, wrong, RECIPE, tmp_path / "checkpoint", distill=True)
+    assert history.best >= 0 and distance(network) < 0.6 * distance(trained)
+    labels, _ = finetune(copy_of(trained), quantized, wrong, RECIPE, tmp_path / "checkpoint")
+    assert min(history.validation) > max(labels.validation) + 0.2, "and a checkpoint of the other kind is not taken"
+
+
+@pytest.mark.parametrize("distill", [False, True])
 def test_killed_after_any_epoch_it_ends_with_the_same_weights(
-    trained: CapsNet, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distill: bool, trained: CapsNet, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = dataclasses.replace(digits, train=dataclasses.replace(
         digits.train, images=digits.train.images[:200], labels=digits.train.labels[:200]))  # fmt: skip
     quantized = aggressive(trained, digits, 5)
     whole = copy_of(trained)
-    outcome = finetune(whole, quantized, few, RECIPE, tmp_path / "whole")
+    outcome = finetune(whole, quantized, few, RECIPE, tmp_path / "whole", distill)
     assert outcome[0].best >= 0
     save = training._save
 
@@ -186,14 +205,14 @@ def test_killed_after_any_epoch_it_ends_with_the_same_weights(
     monkeypatch.setattr(training, "_save", save_and_die)
     for _ in range(RECIPE.epochs):
         with pytest.raises(KeyboardInterrupt):
-            finetune(copy_of(trained), quantized, few, RECIPE, tmp_path / "killed")
+            finetune(copy_of(trained), quantized, few, RECIPE, tmp_path / "killed", distill)
     monkeypatch.setattr(training, "_save", save)
     network = copy_of(trained)
-    assert finetune(network, quantized, few, RECIPE, tmp_path / "killed") == outcome
+    assert finetune(network, quantized, few, RECIPE, tmp_path / "killed", distill) == outcome
     for one, other in zip(network.parameters(), whole.parameters(), strict=True):
         assert torch.equal(one, other)
     other = aggressive(trained, digits, 4)  # for other multipliers that checkpoint is nobody's
-    assert finetune(copy_of(trained), other, few, RECIPE, tmp_path / "killed") != outcome
+    assert finetune(copy_of(trained), other, few, RECIPE, tmp_path / "killed", distill) != outcome
 
 
 def test_what_makes_it_worse_is_not_taken(trained: CapsNet, digits: Dataset, tmp_path: Path) -> None:
