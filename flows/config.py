@@ -124,13 +124,16 @@ class Quantize(Section):
 class Finetune(Section):
     """The weights trained for the assigned multipliers, between assign and quantize (docs/finetuning.md)."""
 
-    LATER = frozenset({"distill"})
+    LATER = frozenset({"distill", "weight_decay"})
 
     epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="passes over the training images; 0: none (and 3 for the command `finetune`)"
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-3, description="of Adam; falls along half a cosine")
     distill: bool = Field(False, description="learn the float network's class capsules, and not the labels")
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.0, description="of AdamW; smaller weights and what comes of them switch less"
+    )
     recovers_points: Annotated[float, Field(ge=0, le=100)] = Field(
         0.0,
         description="what it is trusted to bring back, in percentage points: so much more than its budget the "
@@ -322,6 +325,7 @@ class Config(Section):
             learning_rate=self.finetune.learning_rate,
             cycles=1,
             average=1,
+            weight_decay=self.finetune.weight_decay,
             reconstruction=0.0,
         )
 

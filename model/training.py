@@ -52,13 +52,14 @@ class TrainingRecipe:
     # Above 1, the mean of the weights after so many of the last cycles is kept, and not the best epoch's (stochastic
     # weight averaging: Izmailov et al., 2018); there is no early stop then.
     average: int = 1
+    weight_decay: float = 0.0  # decoupled from the gradients (AdamW: Loshchilov & Hutter, 2019)
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0), ("crop", 0), ("cycles", 1),
                             ("average", 1)):  # fmt: skip
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a whole number from {least}")
-        for name in ("learning_rate", "reconstruction", "shift", "rotation", "scale"):
+        for name in ("learning_rate", "reconstruction", "shift", "rotation", "scale", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a number from 0")
         if self.learning_rate == 0 or self.scale >= 1:
@@ -79,13 +80,13 @@ class TrainingRecipe:
         ended = (epoch + 1) // length - (self.cycles - self.average)
         return ended if self.average > 1 and (epoch + 1) % length == 0 and ended > 0 else 0
 
-    def adam(self, network: Network) -> torch.optim.Adam:
-        """A fresh optimizer, as at the start of every cycle."""
-        return torch.optim.Adam(network.parameters(), lr=self.learning_rate)
+    def adam(self, network: Network) -> torch.optim.AdamW:
+        """A fresh optimizer, as at the start of every cycle; without weight decay AdamW is Adam."""
+        return torch.optim.AdamW(network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
 
     def of_run(self) -> dict[str, object]:
         """What tells one training from another; a recipe without a later addition is what it was before that."""
-        later = {"flip": False, "bfloat16": False, "crop": 0, "cycles": 1, "average": 1}
+        later = {"flip": False, "bfloat16": False, "crop": 0, "cycles": 1, "average": 1, "weight_decay": 0.0}
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 

@@ -131,6 +131,15 @@ def test_the_last_cycles_are_averaged(few: Dataset, tmp_path: Path) -> None:
         dataclasses.replace(AVERAGED, average=4)
 
 
+def test_weight_decay_keeps_weights_small(few: Dataset, tmp_path: Path) -> None:
+    free, held = initial(TINY, 3), initial(TINY, 3)
+    train(free, few, RECIPE, tmp_path / "free")
+    train(held, few, dataclasses.replace(RECIPE, weight_decay=5.0), tmp_path / "held")
+    for one, other in ((free.conv1, held.conv1), (free.primary, held.primary), (free.classcaps, held.classcaps)):
+        assert other.weight.norm() < 0.9 * one.weight.norm()
+    assert "weight_decay" not in RECIPE.of_run(), "unfinished trainings from before go on"
+
+
 def test_mixed_precision_multiplies_in_bfloat16_and_routes_in_single(few: Dataset, tmp_path: Path) -> None:
     seen: dict[str, set[torch.dtype]] = {}
 
