@@ -161,10 +161,10 @@ def measured(path: Path) -> int:
 def test_a_cluster_one_of_whose_workers_is_killed(serial: tuple[Resilience, Store]) -> None:
     distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`")
     with (
-        distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
-        client.wait_for_workers(2, timeout=120)  # on a busy machine one comes later
+        client.wait_for_workers(2, timeout=120)
         with workers(subject(*case(), SETTINGS), scheduler=cluster.scheduler_address) as measuring, Store() as store:
             assert measuring.count == 2
             victim = next(iter(client.run(os.getpid).values()))
