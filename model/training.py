@@ -343,7 +343,10 @@ def _weights(network: Network) -> dict[str, Tensor]:
 
 
 def _mean(of_before: dict[str, Tensor], added: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The mean of `count` networks' weights, of which all but one have this mean; counters are the last one's."""
+    """The mean of `count` networks' weights, of which all but one have this mean; counters are the last one's.
+
+    Statistics of a batch normalisation are averaged too, which is near theirs: the networks are of one training.
+    """
     return {
         name: of_before[name] + (tensor - of_before[name]) / count if tensor.is_floating_point() else tensor
         for name, tensor in added.items()
