@@ -33,7 +33,7 @@ Side = Literal[4, 8, 16, 32, 64]
 class Train(Section):
     """How the network is trained. The weights of the epoch that was best on the validation split are kept."""
 
-    LATER = frozenset({"crop", "flip", "bfloat16", "cycles", "average"})
+    LATER = frozenset({"crop", "flip", "bfloat16", "cycles", "average", "noise"})
 
     epochs: Positive = Field(120, description="passes over the training images, at most")
     batch: Positive = Field(32, description="images in a step")
@@ -61,6 +61,11 @@ class Train(Section):
     )
     average: Positive = Field(
         1, description="of so many of the last cycles the weights are averaged, instead of taking the best epoch's"
+    )
+    noise: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="NM of noise on the sums of products while training, so that the network learns to bear "
+        "approximate multipliers",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
@@ -325,6 +330,7 @@ class Config(Section):
             learning_rate=self.finetune.learning_rate,
             cycles=1,
             average=1,
+            noise=0.0,
             weight_decay=self.finetune.weight_decay,
             reconstruction=0.0,
         )

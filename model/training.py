@@ -24,6 +24,7 @@ from model.datasets import Dataset, Split
 from model.errors import RedcaneError
 from model.files import digest
 from model.network import Network, Shape, build
+from model.operations import GROUP_OF
 from model.seeds import derive_seed
 from model.threads import worthwhile_threads
 from model.weights import check_tensors, read_tensors, write_tensors
@@ -53,13 +54,16 @@ class TrainingRecipe:
     # weight averaging: Izmailov et al., 2018); there is no early stop then.
     average: int = 1
     weight_decay: float = 0.0  # decoupled from the gradients (AdamW: Loshchilov & Hutter, 2019)
+    # NM (the ReD-CaNe paper's Eq. 3) of noise on what multiplications sum up to, while training: the network learns to
+    # bear it (Murray & Edwards, 1994), and so approximate multipliers.
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0), ("crop", 0), ("cycles", 1),
                             ("average", 1)):  # fmt: skip
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a whole number from {least}")
-        for name in ("learning_rate", "reconstruction", "shift", "rotation", "scale", "weight_decay"):
+        for name in ("learning_rate", "reconstruction", "shift", "rotation", "scale", "weight_decay", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a number from 0")
         if self.learning_rate == 0 or self.scale >= 1:
@@ -86,7 +90,8 @@ class TrainingRecipe:
 
     def of_run(self) -> dict[str, object]:
         """What tells one training from another; a recipe without a later addition is what it was before that."""
-        later = {"flip": False, "bfloat16": False, "crop": 0, "cycles": 1, "average": 1, "weight_decay": 0.0}
+        later = {"flip": False, "bfloat16": False, "crop": 0, "cycles": 1, "average": 1, "weight_decay": 0.0,
+                 "noise": 0.0}  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
@@ -306,11 +311,12 @@ def _epoch(
     images, labels = torch.from_numpy(dataset.train.images), torch.from_numpy(dataset.train.labels)
     device = next(network.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
+    tap = _noisy(recipe.noise, derive_seed("noise of training", recipe.seed, epoch), device)
     network.train()
     for chosen in torch.randperm(len(labels), generator=generator).split(recipe.batch):
         x, y = augment(images[chosen].to(device), recipe, generator), labels[chosen].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16 or device.type == "cuda"):
-            v = forward(network, x) if forward else network(x, _in_single_precision)
+            v = forward(network, x) if forward else network(x, tap)
             loss = margin_loss(v, y) if teacher is None else _distance(v, teacher, x)
             if recipe.reconstruction > 0:
                 error = (network.reconstruct(v, y).float() - x).square().flatten(1).sum(dim=1).mean()
@@ -336,6 +342,22 @@ def _in_single_precision(
 ) -> Tensor:
     """The tap of mixed precision: what was multiplied in bfloat16 goes on as float32, in which squash is computed."""
     return output.float()
+
+
+def _noisy(nm: float, seed: int, device: torch.device) -> Tap:
+    """The tap of training: single precision and, where the noise magnitude is not 0, noise of the paper's model."""
+    if nm == 0:
+        return _in_single_precision
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def tap(layer: str, operation: str, output: Tensor, iteration: int, operands: tuple[Tensor, ...]) -> Tensor:
+        output = output.float()
+        if GROUP_OF[operation] not in ("mac", "logits"):
+            return output
+        low, high = output.detach().aminmax()
+        return output + torch.empty_like(output).normal_(generator=generator) * (nm * (high - low))
+
+    return tap
 
 
 def _weights(network: Network) -> dict[str, Tensor]:

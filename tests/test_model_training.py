@@ -140,6 +140,31 @@ def test_weight_decay_keeps_weights_small(few: Dataset, tmp_path: Path) -> None:
     assert "weight_decay" not in RECIPE.of_run(), "unfinished trainings from before go on"
 
 
+def test_noise_falls_on_sums_of_products_and_on_nothing_else(few: Dataset, tmp_path: Path) -> None:
+    network, x = initial(TINY, 3), torch.from_numpy(few.train.images)
+    noisy = training._noisy(0.05, seed=1, device=torch.device("cpu"))
+    relative: dict[str, float] = {}
+
+    def tap(
+        layer: str, operation: str, output: torch.Tensor, iteration: int, operands: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        error = noisy(layer, operation, output, iteration, operands) - output
+        relative[operation] = float(error.std() / (output.max() - output.min()))
+        return output
+
+    network(x, tap)
+    for operation, nm in relative.items():
+        assert nm == (pytest.approx(0.05, rel=0.1) if operation in {"mac", "votes", "weighted_sum", "agreement"} else 0)
+    assert len(relative) == 7
+
+    clean, once, again = (initial(TINY, 3) for _ in range(3))
+    recipe = dataclasses.replace(RECIPE, noise=0.05)
+    train(clean, few, RECIPE, tmp_path / "clean")
+    histories = [train(it, few, recipe, tmp_path / str(i)) for i, it in enumerate((once, again))]
+    assert same(once, again) and histories[0] == histories[1] and not same(once, clean)
+    assert "noise" not in RECIPE.of_run(), "unfinished trainings from before go on"
+
+
 def test_mixed_precision_multiplies_in_bfloat16_and_routes_in_single(few: Dataset, tmp_path: Path) -> None:
     seen: dict[str, set[torch.dtype]] = {}
 
