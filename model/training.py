@@ -345,7 +345,10 @@ def _in_single_precision(
 
 
 def _noisy(nm: float, seed: int, device: torch.device) -> Tap:
-    """The tap of training: single precision and, where the noise magnitude is not 0, noise of the paper's model."""
+    """The tap of training: single precision and, where the noise magnitude is not 0, noise of the paper's model.
+
+    torch draws it, since the kernel of model/noise.py, made for inference, knows neither gradients nor a GPU.
+    """
     if nm == 0:
         return _in_single_precision
     generator = torch.Generator(device).manual_seed(seed)
