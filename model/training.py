@@ -344,21 +344,34 @@ def _in_single_precision(
     return output.float()
 
 
+_DRAWN = 2**22  # values; more than a layer of a batch of the compact networks has
+
+
 def _noisy(nm: float, seed: int, device: torch.device) -> Tap:
     """The tap of training: single precision and, where the noise magnitude is not 0, noise of the paper's model.
 
-    torch draws it, since the kernel of model/noise.py, made for inference, knows neither gradients nor a GPU.
+    Stretches of once drawn noise, each from a random place: to draw it all takes longer than all else. (The kernel of
+    model/noise.py, made for inference, knows neither gradients nor a GPU.)
     """
     if nm == 0:
         return _in_single_precision
-    generator = torch.Generator(device).manual_seed(seed)
+    places = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(_DRAWN, generator=torch.Generator().manual_seed(seed)).to(device)
+
+    def noise_like(output: Tensor) -> Tensor:
+        start = int(torch.randint(_DRAWN, (), generator=places))
+        stretches, missing = [drawn[start : start + output.numel()]], output.numel() - (_DRAWN - start)
+        while missing > 0:
+            stretches.append(drawn[:missing])
+            missing -= _DRAWN
+        return torch.cat(stretches).view_as(output)
 
     def tap(layer: str, operation: str, output: Tensor, iteration: int, operands: tuple[Tensor, ...]) -> Tensor:
         output = output.float()
         if GROUP_OF[operation] not in ("mac", "logits"):
             return output
         low, high = output.detach().aminmax()
-        return output + torch.empty_like(output).normal_(generator=generator) * (nm * (high - low))
+        return output + noise_like(output) * (nm * (high - low))
 
     return tap
 
