@@ -265,10 +265,11 @@ def test_what_the_paper_says_is_found_where_it_is_so() -> None:
         ({"multipliers.noise.3.uniform.nm": 0.5}, GOOD[4], "not reproduced"),
         ({"multipliers.noise": [{"name": "m", "uniform": {"nm": 0.1}, "real": {"nm": 0.2}}],
           "multipliers.missing_of_table_iv": ["x"]}, GOOD[5], "not reproduced"),
-        ({"error": 40.0}, GOOD[6], "not reproduced"),  # not told apart
+        ({"error": 40.0}, GOOD[6], "undecided"),  # not told apart
         ({"curves": {"softmax": FRAGILE}}, GOOD[6], "not reproduced"),
-        ({"curves": {"mac": ROBUST}}, GOOD[6], "not reproduced"),  # not told apart
-        ({"curves": {"conv1": MIDDLE}}, GOOD[7], "not reproduced"),
+        ({"curves": {"mac": ROBUST}}, GOOD[6], "undecided"),
+        ({"curves": {"mac": ROBUST, "softmax": MIDDLE}}, GOOD[6], "not reproduced"),
+        ({"curves": {"conv1": MIDDLE}}, GOOD[7], "undecided"),
         ({"curves": {"primary": (0.1, 0.1, 0.1)}}, GOOD[7], "not reproduced"),
         ({"curves": {"classcaps": FRAGILE}}, GOOD[8], "not reproduced"),
         ({"curves": {"cell4.skip": FRAGILE}}, "Fig. 10: Caps3D, which routes", "not reproduced"),
@@ -289,7 +290,7 @@ def test_chance_is_shared_by_all_points() -> None:
 
 def test_small_differences_count_with_enough_images() -> None:
     near = {"curves": {"conv1": (0.1, 0.88, 0.95)}}
-    assert made_up({**near, "error": 1.0})[GOOD[7]].verdict == "not reproduced"  # 2 points from primary's 0.9
+    assert made_up({**near, "error": 1.0})[GOOD[7]].verdict == "undecided"  # 2 points from primary's 0.9
     assert made_up({**near, "error": 0.1})[GOOD[7]].verdict == "reproduced"
 
 
@@ -298,7 +299,8 @@ def test_broken_networks_are_not_compared() -> None:
     found = made_up({"curves": {"conv1": (0.4, 0.5, 0.95), "primary": (0.3, 0.9, 0.95)}})[GOOD[7]]
     assert found.verdict == "reproduced" and "conv1 stands less than primary" in found.evidence
     found = made_up({"curves": {"conv1": (0.94, 0.5, 0.95), "primary": (0.3, 0.9, 0.95)}})[GOOD[7]]
-    assert found.verdict == "not reproduced" and "conv1 and primary: it depends on the magnitude" in found.evidence
+    assert found.verdict == "not reproduced"
+    assert "conv1 against primary, classcaps: it depends on the magnitude" in found.evidence
 
 
 def test_differences_are_of_the_same_images(results: dict[str, Any]) -> None:

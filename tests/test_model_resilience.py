@@ -180,6 +180,15 @@ def test_plots_are_the_same_bytes_every_time(
     assert all(f"<!-- {title} -->" in (tmp_path / "groups.svg").read_text() for title in GROUPS.values())
 
 
+@pytest.mark.filterwarnings("error")  # the layout warns where the legend leaves the curves no room
+def test_many_layers_have_their_legend_beside_them(result: Resilience, tmp_path: Path) -> None:
+    curves = next(iter(result.groups.values()))
+    layers = {f"cell{number // 4}.conv{number % 4}": curves for number in range(24)}
+    plot_layers(replace(result, layers={"mac": layers, "activation": layers}), tmp_path / "layers.svg")
+    drawn = (tmp_path / "layers.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in layers)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

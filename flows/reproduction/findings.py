@@ -1,4 +1,4 @@
-"""The paper's findings, each held against what was measured: reproduced, not reproduced or not tested, and why.
+"""The paper's findings, each held against what was measured: reproduced or not, undecided or not tested, and why.
 
 Every verdict is computed here from results of a benchmark (flows/reproduction/stages.py); none is written down.
 """
@@ -6,7 +6,7 @@ Every verdict is computed here from results of a benchmark (flows/reproduction/s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from model.multipliers.profile import TABLE_IV
 from model.operations import GROUPS
 from model.resilience import Curve, Resilience
 
-Verdict = Literal["reproduced", "not reproduced", "not tested"]
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not tested"]
 Order = Literal["more", "less", "alike", "mixed"]
 Json = Mapping[str, Any]
 
@@ -98,6 +98,13 @@ class Comparisons:
 
 def _judge(holds: bool) -> Verdict:
     return "reproduced" if holds else "not reproduced"
+
+
+def _judge_orders(orders: Collection[Order], claimed: Order) -> Verdict:
+    """Undecided where nothing speaks against the claim, but not all that it compares is told apart."""
+    if set(orders) == {claimed}:
+        return "reproduced"
+    return "undecided" if set(orders) <= {claimed, "alike"} else "not reproduced"
 
 
 def _accuracy(results: Json) -> Finding:
@@ -193,14 +200,14 @@ def _groups(compared: Comparisons) -> Finding:
     if not all(name in groups for name in (*ROUTING_GROUPS, *OTHER_GROUPS)):
         return Finding(claim, "Fig. 9, 12", "not tested", "The network lacks one of the four groups.")
     orders = compared.orders("groups", ROUTING_GROUPS, OTHER_GROUPS)
-    return Finding(claim, "Fig. 9, 12", _judge(set(orders.values()) == {"more"}),
+    return Finding(claim, "Fig. 9, 12", _judge_orders(orders.values(), "more"),
                    f"Critical NM: {_criticals(groups)}. {_orders(orders)}")  # fmt: skip
 
 
 def _first_convolution(compared: Comparisons) -> Finding:
     claim = "The first convolution is the least resilient layer"
     found = {g: compared.orders(g, [next(iter(layers))], layers) for g, layers in compared.resilience.layers.items()}
-    return _of_layers(compared, claim, "Fig. 10", found, lambda orders: orders == {"less"})
+    return _of_layers(compared, claim, "Fig. 10", found, "less")
 
 
 def _caps3d(compared: Comparisons) -> Finding:
@@ -209,7 +216,7 @@ def _caps3d(compared: Comparisons) -> Finding:
     if not layers and compared.resilience.layers:
         return Finding(claim, "Fig. 10", "not tested", "This network has no Caps3D; DeepCaps has.")
     found = {g: compared.orders(g, [CAPS3D], names) for g, names in layers.items()}
-    return _of_layers(compared, claim, "Fig. 10", found, lambda orders: orders == {"more"})
+    return _of_layers(compared, claim, "Fig. 10", found, "more")
 
 
 def _routing_layers(compared: Comparisons) -> Finding:
@@ -218,7 +225,7 @@ def _routing_layers(compared: Comparisons) -> Finding:
     for group, layers in compared.resilience.layers.items():
         routed = [name for name in layers if name in ROUTING_LAYERS]
         found[group] = compared.orders(group, routed, [name for name in layers if name not in routed])
-    return _of_layers(compared, claim, "Sec. VI-D", found, lambda orders: orders == {"more"})
+    return _of_layers(compared, claim, "Sec. VI-D", found, "more")
 
 
 def _of_layers(
@@ -226,7 +233,7 @@ def _of_layers(
     claim: str,
     where: str,
     found: Mapping[str, dict[tuple[str, str], Order]],
-    holds: Callable[[set[Order]], bool],
+    claimed: Order,
 ) -> Finding:
     """A finding on the layers of every group that is not resilient: it has to hold in each."""
     found = {group: orders for group, orders in found.items() if orders}
@@ -236,7 +243,8 @@ def _of_layers(
         f"{GROUPS[group]}: critical NM {_criticals(compared.resilience.layers[group])}. {_orders(orders)}"
         for group, orders in found.items()
     )
-    return Finding(claim, where, _judge(all(holds(set(orders.values())) for orders in found.values())), shown)
+    every = [order for orders in found.values() for order in orders.values()]
+    return Finding(claim, where, _judge_orders(every, claimed), shown)
 
 
 def _gains(curves: Json, images: int) -> Finding:
@@ -275,7 +283,10 @@ def _orders(orders: Mapping[tuple[str, str], Order]) -> str:
     words = {
         "more": "{} stands more noise than {}",
         "less": "{} stands less than {}",
-        "alike": "{} and {} are not told apart",
-        "mixed": "{} and {}: it depends on the magnitude",
+        "alike": "{} is not told apart from {}",
+        "mixed": "{} against {}: it depends on the magnitude",
     }
-    return "; ".join(words[order].format(a, b) for (a, b), order in orders.items()) + "."
+    others: dict[tuple[str, Order], list[str]] = {}
+    for (one, other), order in orders.items():
+        others.setdefault((one, order), []).append(other)
+    return "; ".join(words[order].format(one, ", ".join(names)) for (one, order), names in others.items()) + "."

@@ -232,8 +232,7 @@ def _designs(found: Json, elements: Json, plots: Mapping[str, str]) -> Iterator[
     order = list(TITLES)
     rows = []
     for design in sorted(tested, key=lambda d: (-order.index(d["kind"]), min(d["formats"].values()), -d["energy"])):
-        names = sorted(set(design["components"].values()))
-        used = ", ".join(f"{k} {v}" for k, v in design["components"].items()) if len(names) > 1 else names[0]
+        used = _used(design["components"])
         right, images = design["test"]["right"], design["test"]["images"]
         low, high = wilson(right, images)
         rows.append(
@@ -259,6 +258,16 @@ def _designs(found: Json, elements: Json, plots: Mapping[str, str]) -> Iterator[
             "cost on top is not in it (`benchmarks/pe_kinds.json`)."
         )
         yield ""
+
+
+def _used(components: Mapping[str, str]) -> str:
+    """The multipliers and the operations of each; a single one's name alone."""
+    operations: dict[str, list[str]] = {}
+    for key, name in components.items():
+        operations.setdefault(name, []).append(key)
+    if len(operations) == 1:
+        return next(iter(operations))
+    return "; ".join(f"{name}: {', '.join(keys)}" for name, keys in operations.items())
 
 
 def _elements(benchmark: str) -> Json:

@@ -108,7 +108,7 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
             ),
             outputs=(RESULT,),
             make=_collect,
-            version=2,
+            version=3,
             settings=lambda run: {**sections("quantize", "assign"), **data, **library},
             require=lambda run: need_yosys(),
         ),
