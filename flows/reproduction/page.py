@@ -61,7 +61,10 @@ def _overview(results: Sequence[Json]) -> Iterator[str]:
         verdicts = [one["findings"][number]["verdict"] for one in results]
         rows.append([finding["claim"], finding["where"], *verdicts])
     yield from _table(["finding", "in the paper", *(one["benchmark"] for one in results)], rows)
-    yield "The evidence stands with each benchmark below."
+    yield (
+        "The evidence stands with each benchmark below. Undecided is what nothing contradicts, where the images do not "
+        "tell apart all that is compared."
+    )
     yield ""
 
 
