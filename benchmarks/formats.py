@@ -31,6 +31,7 @@ from flows.config import Config
 from flows.run import Run
 from flows.stages import bring_up
 from flows.synthesize import find_liberty
+from model.augmentation import moved_about
 from model.capsnet import CapsNet
 from model.capture import Capture, capture
 from model.emulation import Emulator
@@ -41,7 +42,7 @@ from model.opensta import find_opensta
 from model.operations import operations
 from model.qnetwork import Format, Product, QClassCaps, QNetwork, Requantizer
 from model.quantize import image_codes, quantize
-from model.training import accuracy, moved_about
+from model.training import accuracy
 
 HERE = Path(__file__).parent
 RESULTS, PLOT = HERE / "formats.json", HERE.parent / "docs" / "formats.svg"

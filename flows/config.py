@@ -20,8 +20,8 @@ from model.yamlfile import read_yaml
 
 if TYPE_CHECKING:  # they bring torch, which a configuration can do without
     from model.network import Shape
+    from model.recipe import TrainingRecipe
     from model.resilience import ResilienceSettings
-    from model.training import TrainingRecipe
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -33,7 +33,7 @@ Side = Literal[4, 8, 16, 32, 64]
 class Train(Section):
     """How the network is trained. The weights of the epoch that was best on the validation split are kept."""
 
-    LATER = frozenset({"crop", "flip", "bfloat16", "cycles", "average", "noise"})
+    LATER = frozenset({"crop", "flip", "bfloat16", "cycles", "average", "noise", "cutout", "weight_decay"})
 
     epochs: Positive = Field(120, description="passes over the training images, at most")
     batch: Positive = Field(32, description="images in a step")
@@ -52,6 +52,9 @@ class Train(Section):
         description="augmentation: pixels of zeros put on every side, of which a random crop is taken; "
         "unlike a shift it does not blur",
     )
+    cutout: Annotated[int, Field(ge=0, le=64)] = Field(
+        0, description="augmentation: edge in pixels of a square that is blackened, somewhere on the image"
+    )
     flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
     bfloat16: bool = Field(
         False, description="mixed precision on a CPU too: faster where it has AVX512_BF16 or AMX, much slower elsewhere"
@@ -61,6 +64,9 @@ class Train(Section):
     )
     average: Positive = Field(
         1, description="of so many of the last cycles the weights are averaged, instead of taking the best epoch's"
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.0, description="of AdamW: what a step takes off the weights, as a part of the learning rate"
     )
     noise: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
@@ -312,7 +318,7 @@ class Config(Section):
 
     def recipe(self) -> TrainingRecipe:
         """How to train."""
-        from model.training import TrainingRecipe
+        from model.recipe import TrainingRecipe
 
         return TrainingRecipe(**self.train.model_dump(), seed=self.seed)
 

@@ -62,7 +62,7 @@ class Run:
     @cached_property
     def selection_images(self) -> Split:
         """What steps 2 to 6 measure accuracies on: the validation images and their moved copies."""
-        from model.training import moved_about
+        from model.augmentation import moved_about
 
         return moved_about(self.dataset.validation, self.config.recipe(), self.config.copies)
 

@@ -27,7 +27,8 @@ from model.network import Network
 from model.qfile import save
 from model.qnetwork import Coding, Layer, QAdd, QClassCaps, QConv, QNetwork, QPrimaryCaps, Routed
 from model.quantize import image_codes
-from model.training import History, TrainingRecipe, evaluate, train
+from model.recipe import TrainingRecipe
+from model.training import History, evaluate, train
 
 Values = dict[tuple[str, str, int], Tensor]
 """The real values of the integer network's boundaries, by (layer, operation, routing iteration from 0)."""

@@ -7,11 +7,14 @@ is not promised: there, convolutions and votes are computed in bfloat16 too (mix
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,12 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
+from model.augmentation import augment
 from model.capsules import Tap, identity, lengths
-from model.datasets import Dataset, Split
+from model.datasets import Dataset
 from model.errors import RedcaneError
 from model.files import digest
 from model.network import Network, Shape, build
 from model.operations import GROUP_OF
+from model.recipe import TrainingRecipe
 from model.seeds import derive_seed
 from model.threads import worthwhile_threads
 from model.weights import check_tensors, read_tensors, write_tensors
@@ -32,67 +37,8 @@ from model.weights import check_tensors, read_tensors, write_tensors
 Forward = Callable[[Network, Tensor], Tensor]
 """A forward pass: images (N, C, H, W) to class capsules (N, J, E) that carry gradients."""
 
-
-@dataclass(frozen=True)
-class TrainingRecipe:
-    """How to train. The defaults are those of the digits."""
-
-    epochs: int = 120
-    batch: int = 32
-    learning_rate: float = 3e-3  # of Adam; falls to zero along half a cosine
-    patience: int = 40  # epochs without a better validation before stopping
-    reconstruction: float = 0.0  # weight of the decoder's squared error, summed over the pixels (the paper: 0.0005)
-    shift: float = 0.7  # augmentation: largest random shift, pixels
-    rotation: float = 8.0  # degrees
-    scale: float = 0.05  # fraction
-    seed: int = 0
-    flip: bool = False  # mirror half of the images left to right
-    bfloat16: bool = False  # convolutions and votes in bfloat16 on the CPU too, as always on a GPU
-    crop: int = 0  # augmentation: pixels of zeros on every side, of which a random crop is taken; nothing is blurred
-    cycles: int = 1  # times that the learning rate falls, each with a fresh Adam (SGDR, Loshchilov & Hutter, 2017)
-    # Above 1, the mean of the weights after so many of the last cycles is kept, and not the best epoch's (stochastic
-    # weight averaging: Izmailov et al., 2018); there is no early stop then.
-    average: int = 1
-    weight_decay: float = 0.0  # decoupled from the gradients (AdamW: Loshchilov & Hutter, 2019)
-    # NM (the ReD-CaNe paper's Eq. 3) of noise on what multiplications sum up to, while training: the network learns to
-    # bear it (Murray & Edwards, 1994), and so approximate multipliers.
-    noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0), ("crop", 0), ("cycles", 1),
-                            ("average", 1)):  # fmt: skip
-            if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a whole number from {least}")
-        for name in ("learning_rate", "reconstruction", "shift", "rotation", "scale", "weight_decay", "noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a number from 0")
-        if self.learning_rate == 0 or self.scale >= 1:
-            raise RedcaneError("training: learning_rate should be above 0 and scale below 1")
-        if self.epochs % self.cycles:
-            raise RedcaneError(f"training.epochs: {self.epochs} epochs make no {self.cycles} equal cycles")
-        if self.average > self.cycles:
-            raise RedcaneError(f"training.average: of {self.cycles} cycles, {self.average} cannot be averaged")
-
-    def at(self, epoch: int) -> float:
-        """The learning rate in an epoch."""
-        cycle = self.epochs // self.cycles
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch % cycle) / cycle))
-
-    def ends_averaged(self, epoch: int) -> int:
-        """How many cycles that are averaged have ended with this epoch, if one does; else 0."""
-        length = self.epochs // self.cycles
-        ended = (epoch + 1) // length - (self.cycles - self.average)
-        return ended if self.average > 1 and (epoch + 1) % length == 0 and ended > 0 else 0
-
-    def adam(self, network: Network) -> torch.optim.AdamW:
-        """A fresh optimizer, as at the start of every cycle; without weight decay AdamW is Adam."""
-        return torch.optim.AdamW(network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-
-    def of_run(self) -> dict[str, object]:
-        """What tells one training from another; a recipe without a later addition is what it was before that."""
-        later = {"flip": False, "bfloat16": False, "crop": 0, "cycles": 1, "average": 1, "weight_decay": 0.0,
-                 "noise": 0.0}  # fmt: skip
-        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""The mean loss of images (N, C, H, W) and their labels (N,), which carries gradients."""
 
 
 @dataclass
@@ -123,52 +69,6 @@ def margin_loss(capsules: Tensor, labels: Tensor) -> Tensor:
     missed = torch.relu(0.9 - length) ** 2
     imagined = torch.relu(length - 0.1) ** 2
     return (present * missed + 0.5 * (1 - present) * imagined).sum(dim=1).mean()
-
-
-def augment(images: Tensor, recipe: TrainingRecipe, generator: torch.Generator) -> Tensor:
-    """Mirror, crop, shift, rotate and scale images (N, C, H, W), as the recipe says, each by its own random amounts."""
-    if recipe.flip:
-        mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    if recipe.crop:
-        images = _crop(images, recipe.crop, generator)
-    if recipe.shift == recipe.rotation == recipe.scale == 0:
-        return images
-    n, _, height, width = images.shape
-    random = (torch.rand(n, 4, generator=generator) * 2 - 1).to(images.device)
-    angle = random[:, 0] * math.radians(recipe.rotation)
-    zoom = 1 + random[:, 1] * recipe.scale
-    affine = torch.stack(
-        [
-            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), random[:, 2] * 2 * recipe.shift / width], dim=1),
-            torch.stack([zoom * angle.sin(), zoom * angle.cos(), random[:, 3] * 2 * recipe.shift / height], dim=1),
-        ],
-        dim=1,
-    )  # (N, 2, 3)
-    grid = nn.functional.affine_grid(affine, list(images.shape), align_corners=False)
-    return nn.functional.grid_sample(images, grid, align_corners=False).clamp(0, 1)
-
-
-def _crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Images (N, C, H, W) padded with zeros, of which each keeps a random window of its own size, in whole pixels."""
-    n, _, height, width = images.shape
-    top, left = torch.randint(2 * pad + 1, (2, n, 1), generator=generator).to(images.device)
-    rows = top + torch.arange(height, device=images.device)  # (N, H)
-    columns = left + torch.arange(width, device=images.device)
-    padded = nn.functional.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-    image = torch.arange(n, device=images.device)[:, None, None]
-    return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def moved_about(split: Split, recipe: TrainingRecipe, copies: int) -> Split:
-    """The split's images, and `copies` times the same, moved about as in training (seeded by the recipe).
-
-    A few hundred images tell accuracies apart by a third of a point at best; their copies lie between them.
-    """
-    generator = torch.Generator().manual_seed(recipe.seed)
-    images = torch.from_numpy(split.images)
-    moved = [augment(images, recipe, generator).numpy() for _ in range(copies)]
-    return Split(np.concatenate([split.images, *moved]), np.tile(split.labels, copies + 1))
 
 
 def evaluate(
@@ -229,18 +129,19 @@ def train(
     """Train the network in place and leave it, on the CPU, with the weights of its best epoch on the validation split,
     or with the mean that the recipe asks for.
 
-    After every epoch `checkpoint` (safetensors) is replaced; if it is there at the start and comes from the same
-    recipe, shape and data, training goes on from it, else it starts over. `device` is what pick_device knows.
-    `forward` takes the place of the network's own forward pass, in training and validation; `basis` then says what it
-    depends on, so that a checkpoint of another one is not taken. `title` is the progress bar's. With a `teacher` the
-    network learns its class capsules of the same images and not the labels (Hinton, Vinyals and Dean, 2015); `basis`
-    should depend on it.
+    After every epoch (on a GPU, after some seconds of them) `checkpoint` (safetensors) is replaced; if it is there at
+    the start and comes from the same recipe, shape and data, training goes on from it, else it starts over. `device` is
+    what pick_device knows. `forward` takes the place of the network's own forward pass, in training and validation;
+    `basis` then says what it depends on, so that a checkpoint of another one is not taken. `title` is the progress
+    bar's. With a `teacher` the network learns its class capsules of the same images and not the labels (Hinton, Vinyals
+    and Dean, 2015); `basis` should depend on it.
 
     Raises RedcaneError when the network does not fit the dataset, the checkpoint is broken, the loss stops being a
     number, or there is no such device.
     """
     check_fit(network.shape, dataset)
-    network.to(pick_device(device))
+    where = pick_device(device)
+    network.to(where)
     if recipe.reconstruction > 0 and network.decoder is None:
         raise RedcaneError("training.reconstruction: the network has no decoder; give network.decoder its hidden sizes")
     depends = [] if basis is None else [basis]
@@ -249,6 +150,10 @@ def train(
     history, kept = History(), _weights(network)
     if checkpoint.exists():
         history, kept = _resume(checkpoint, digest(run.encode()), network, optimizer) or (history, kept)
+    loss = _Loss(network, recipe, forward, teacher)
+    images, labels = (torch.from_numpy(part).to(where) for part in (dataset.train.images, dataset.train.labels))
+    of_batch = _Loss(network, recipe, forward, teacher).for_whole_batches()
+    saved = -math.inf
 
     with (
         worthwhile_threads(network),
@@ -259,7 +164,7 @@ def train(
                 break
             if epoch % (recipe.epochs // recipe.cycles) == 0:
                 optimizer = recipe.adam(network)
-            history.loss.append(_epoch(network, dataset, recipe, optimizer, epoch, forward, progress.update, teacher))
+            history.loss.append(_epoch(loss, of_batch, images, labels, optimizer, epoch, progress.update))
             validated = evaluate(network, dataset.validation.images, dataset.validation.labels, forward=forward)
             history.validation.append(validated[0])
             history.validation_loss.append(validated[1])
@@ -270,7 +175,9 @@ def train(
                 kept = kept if recipe.average > 1 else _weights(network)
             if ended := recipe.ends_averaged(epoch):
                 kept = _mean(kept, _weights(network), ended)
-            _save(checkpoint, digest(run.encode()), network, optimizer, kept, history)
+            if where.type == "cpu" or epoch == recipe.epochs - 1 or time.monotonic() - saved > _SAVED_EVERY:
+                _save(checkpoint, digest(run.encode()), network, optimizer, kept, history)
+                saved = time.monotonic()
             reached = f"{100 * validated[0]:.2f}%"
             progress.set_postfix(epoch=epoch + 1, loss=f"{history.loss[-1]:.4f}", validation=reached)
     network.load_state_dict(kept)
@@ -292,41 +199,70 @@ def check_fit(shape: Shape, dataset: Dataset) -> None:
         )
 
 
+class _Loss(nn.Module):
+    """The loss of a batch, in mixed precision on a GPU or where the recipe wants it; `tap` may change every epoch."""
+
+    def __init__(
+        self, network: Network, recipe: TrainingRecipe, forward: Forward | None, teacher: Network | None
+    ) -> None:
+        super().__init__()
+        self.network, self.recipe, self._forward, self._teacher = network, recipe, forward, teacher
+        self.device = next(network.parameters()).device
+        self.tap: Tap = _in_single_precision
+        if teacher is not None:
+            teacher.to(self.device).eval()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of images (N, C, H, W) and their labels (N,)."""
+        network, mixed = self.network, self.recipe.bfloat16 or x.is_cuda
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False):
+            v = self._forward(network, x) if self._forward else network(x, self.tap)
+            loss = margin_loss(v, y) if self._teacher is None else _distance(v, self._teacher, x)
+            if self.recipe.reconstruction > 0:
+                error = (network.reconstruct(v, y).float() - x).square().flatten(1).sum(dim=1).mean()
+                loss = loss + self.recipe.reconstruction * error
+        return loss
+
+    def for_whole_batches(self) -> Loss:
+        """The same for batches of one size. On a GPU it is compiled and recorded, where Triton is there to do it and
+        every batch takes the same operations: a GPU waits long for the single operations of so small a network.
+        """
+        same = self._forward is None and self._teacher is None and self.recipe.noise == 0
+        if self.device.type != "cuda" or not same or importlib.util.find_spec("triton") is None:
+            return self
+        return cast("Loss", torch.compile(self, mode="reduce-overhead", dynamic=False))
+
+
 def _epoch(
-    network: Network,
-    dataset: Dataset,
-    recipe: TrainingRecipe,
+    loss: _Loss,
+    of_batch: Loss,
+    images: Tensor,
+    labels: Tensor,
     optimizer: torch.optim.Optimizer,
     epoch: int,
-    forward: Forward | None,
     done: Callable[[int], object],
-    teacher: Network | None = None,
 ) -> float:
-    """One pass over the training images in an order of its own; returns the mean loss. `done` hears of every batch."""
-    if teacher is not None:
-        teacher.to(next(network.parameters()).device).eval()
+    """One pass over the training images in an order of its own; returns the mean loss. `done` hears of every batch.
+
+    `of_batch` is the loss of whole batches.
+    """
+    recipe, device = loss.recipe, loss.device
     generator = torch.Generator().manual_seed(derive_seed("epoch", recipe.seed, epoch))
     for group in optimizer.param_groups:
         group["lr"] = recipe.at(epoch)
-    images, labels = torch.from_numpy(dataset.train.images), torch.from_numpy(dataset.train.labels)
-    device = next(network.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    tap = _noisy(recipe.noise, derive_seed("noise of training", recipe.seed, epoch), device)
-    network.train()
+    loss.tap = _noisy(recipe.noise, derive_seed("noise of training", recipe.seed, epoch), device)
+    loss.network.train()
     for chosen in torch.randperm(len(labels), generator=generator).split(recipe.batch):
-        x, y = augment(images[chosen].to(device), recipe, generator), labels[chosen].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16 or device.type == "cuda"):
-            v = forward(network, x) if forward else network(x, tap)
-            loss = margin_loss(v, y) if teacher is None else _distance(v, teacher, x)
-            if recipe.reconstruction > 0:
-                error = (network.reconstruct(v, y).float() - x).square().flatten(1).sum(dim=1).mean()
-                loss = loss + recipe.reconstruction * error
+        chosen_there = chosen.to(device)
+        x, y = augment(images[chosen_there], recipe, generator), labels[chosen_there]
         optimizer.zero_grad()
-        loss.backward()
+        mean = of_batch(x, y) if len(chosen) == recipe.batch else loss(x, y)
+        mean.backward()
         optimizer.step()
-        total += loss.detach().double() * len(chosen)
+        total += mean.detach().double() * len(chosen)
         done(len(chosen))
-    network.eval()
+    loss.network.eval()
     return float(total) / len(labels)
 
 
@@ -343,6 +279,8 @@ def _in_single_precision(
     """The tap of mixed precision: what was multiplied in bfloat16 goes on as float32, in which squash is computed."""
     return output.float()
 
+
+_SAVED_EVERY = 15.0  # seconds on a GPU, whose epochs may be shorter than it takes to write the checkpoint
 
 _DRAWN = 2**22  # values; more than a layer of a batch of the compact networks has
 
@@ -433,5 +371,8 @@ def _resume(
     for name, parameter in network.named_parameters():
         if f"adam/{name}/step" in tensors:
             state = {key: tensors[f"adam/{name}/{key}"] for key in _ADAM}
-            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+            fused = optimizer.defaults["fused"]  # then the steps are counted on the GPU
+            optimizer.state[parameter] = {
+                k: v.to(parameter.device) if fused or k != "step" else v for k, v in state.items()
+            }
     return history, {name: tensors[f"best/{name}"] for name in network.state_dict()}

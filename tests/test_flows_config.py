@@ -11,8 +11,8 @@ import yaml
 from flows.config import Config, documentation
 from model.deepcaps import DeepCapsShape
 from model.errors import RedcaneError
+from model.recipe import TrainingRecipe
 from model.resilience import ResilienceSettings
-from model.training import TrainingRecipe
 from model.yamlfile import SIZE_LIMIT, read_yaml
 
 ROOT = Path(__file__).parent.parent

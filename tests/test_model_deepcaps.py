@@ -15,8 +15,9 @@ from model.datasets import Dataset, Split, load
 from model.deepcaps import DeepCaps, DeepCapsShape
 from model.errors import RedcaneError
 from model.operations import Counts, Operation, layer_of, operations, total
+from model.recipe import TrainingRecipe
 from model.resilience import ResilienceSettings, analyze
-from model.training import TrainingRecipe, accuracy, evaluate, initial, train
+from model.training import accuracy, evaluate, initial, train
 from model.weights import load_weights, save_weights
 
 SMALL = DeepCapsShape(

@@ -26,7 +26,8 @@ from model.qfile import save
 from model.qnetwork import FORMATS, Adder, Coding, Format, Product, QAdd, QConvCaps, QConvCaps3D, QNetwork
 from model.quantize import DEEPCAPS_OPERATIONS, quantize
 from model.quantize import image_codes as quantize_images
-from model.training import TrainingRecipe, accuracy, initial, train
+from model.recipe import TrainingRecipe
+from model.training import accuracy, initial, train
 from tests.random_deepcaps import deepcaps
 from tests.random_networks import image_codes
 

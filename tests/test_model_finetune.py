@@ -16,7 +16,8 @@ from model.finetune import StraightThrough, finetune, with_weights
 from model.network import Network, build
 from model.qnetwork import Format, QAdd, QClassCaps, QNetwork
 from model.quantize import image_codes, quantize
-from model.training import TrainingRecipe, initial, margin_loss, train
+from model.recipe import TrainingRecipe
+from model.training import initial, margin_loss, train
 
 SHAPE = CapsNetShape(
     image=(8, 8, 1), conv_channels=16, conv_kernel=3, primary_types=4, primary_dim=8,

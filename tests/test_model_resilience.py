@@ -11,16 +11,18 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from model.augmentation import moved_about
 from model.capsnet import CapsNet, CapsNetShape
 from model.datasets import Split, load
 from model.errors import RedcaneError
 from model.noise import Injection, noise_tap
 from model.operations import GROUPS, operations
 from model.points import InProcess, Unit
+from model.recipe import TrainingRecipe
 from model.resilience import PAPER_MAGNITUDES, Resilience, ResilienceSettings, analyze, critical_nm, subject
 from model.resilience_plots import plot_groups, plot_layers
 from model.store import Store
-from model.training import TrainingRecipe, accuracy, initial, moved_about, train
+from model.training import accuracy, initial, train
 
 SHAPE = CapsNetShape(
     image=(8, 8, 1), conv_channels=16, conv_kernel=3, primary_types=4, primary_dim=4,

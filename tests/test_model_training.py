@@ -10,10 +10,12 @@ import safetensors.torch
 import torch
 
 from model import training
+from model.augmentation import augment, moved_about
 from model.capsnet import CapsNet, CapsNetShape
 from model.datasets import Dataset, Split, load
 from model.errors import RedcaneError
-from model.training import TrainingRecipe, accuracy, augment, evaluate, initial, margin_loss, moved_about, train
+from model.recipe import TrainingRecipe
+from model.training import accuracy, evaluate, initial, margin_loss, train
 from model.weights import load_weights, read_tensors, save_weights
 
 TINY = CapsNetShape(
@@ -43,6 +45,14 @@ def few() -> Dataset:
 
 def same(a: CapsNet, b: CapsNet) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def epoch_by_hand(
+    network: CapsNet, data: Dataset, recipe: TrainingRecipe, adam: torch.optim.Optimizer, epoch: int
+) -> None:
+    loss = training._Loss(network, recipe, None, None)
+    images, labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
+    training._epoch(loss, loss, images, labels, adam, epoch, lambda images: None)
 
 
 def test_margin_loss_by_hand() -> None:
@@ -80,6 +90,19 @@ def test_a_crop_moves_by_whole_pixels_as_far_as_it_says_and_blurs_nothing() -> N
     assert set(border.unique().tolist()) == {0, 1} and border[:, :, 2:7, 2:5].min() == 1, "zeros come in at the border"
 
 
+def test_a_square_is_cut_out_anywhere_and_is_smaller_at_the_border() -> None:
+    images = torch.ones(400, 2, 9, 7)
+    recipe = TrainingRecipe(shift=0, rotation=0, scale=0, cutout=3)
+    cut = augment(images, recipe, torch.Generator().manual_seed(2))
+    assert torch.equal(cut, augment(images, recipe, torch.Generator().manual_seed(2)))
+    assert torch.equal(cut[:, 0], cut[:, 1]) and set(cut.unique().tolist()) == {0, 1}
+    for image in cut[:, 0]:
+        rows, columns = (torch.unique(of) for of in (image == 0).nonzero(as_tuple=True))
+        assert len(rows) in (2, 3) and len(columns) in (2, 3), "its middle lies on the image"
+        assert (image[rows][:, columns] == 0).all() and int((image == 0).sum()) == len(rows) * len(columns)
+    assert (cut.amin(dim=(0, 1)) == 0).all(), "no pixel is safe"
+
+
 @pytest.mark.parametrize("recipe", [RECIPE, MIXED, CYCLES, AVERAGED], ids=["single", "mixed", "cycles", "averaged"])
 def test_killed_after_any_epoch_it_ends_with_the_same_weights(
     few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: TrainingRecipe
@@ -109,7 +132,7 @@ def test_every_cycle_begins_with_the_weights_of_the_last_and_nothing_else(few: D
     for cycle in range(2):
         adam = CYCLES.adam(by_hand)
         for epoch in range(3 * cycle, 3 * cycle + 3):
-            training._epoch(by_hand, few, CYCLES, adam, epoch, None, lambda images: None)
+            epoch_by_hand(by_hand, few, CYCLES, adam, epoch)
     assert train(whole, few, CYCLES, tmp_path / "checkpoint").best == 5
     assert same(by_hand, whole)
     with pytest.raises(RedcaneError, match="5 epochs make no 2 equal cycles"):
@@ -121,7 +144,7 @@ def test_the_last_cycles_are_averaged(few: Dataset, tmp_path: Path) -> None:
     for cycle in range(3):
         adam = AVERAGED.adam(by_hand)
         for epoch in range(2 * cycle, 2 * cycle + 2):
-            training._epoch(by_hand, few, AVERAGED, adam, epoch, None, lambda images: None)
+            epoch_by_hand(by_hand, few, AVERAGED, adam, epoch)
         ends.append({name: tensor.clone() for name, tensor in by_hand.state_dict().items()})
     assert len(train(whole, few, AVERAGED, tmp_path / "checkpoint").loss) == 6, "patience does not count"
     for name, tensor in whole.state_dict().items():
