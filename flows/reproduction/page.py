@@ -85,7 +85,7 @@ def _without_results(results: Sequence[Json]) -> Iterator[str]:
                 f"then, with `weights: ../weights/{name}.safetensors` in its configuration, `redcane reproduce {name}`"
             )
     yield ""
-    yield "DeepCaps wants a GPU, and none was at hand: [deepcaps.md](deepcaps.md) tells what a CPU takes."
+    yield "[deepcaps.md](deepcaps.md) tells what training a DeepCaps takes, and what a CPU takes for its results."
     yield ""
 
 
