@@ -45,7 +45,7 @@ class StraightThrough:
         network.eval()  # what a batch normalisation has learnt is folded into the convolution before it
         quantized = with_weights(self.quantized, network)
         codes = image_codes(quantized, images.numpy())
-        values = boundary_values(quantized, Emulator(quantized).run(codes))
+        values = boundary_values(quantized, Emulator(quantized, "cpu").run(codes))  # where the gradients are
         if not torch.is_grad_enabled():
             return next(reversed(values.values()))
 

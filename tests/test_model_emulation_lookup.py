@@ -207,8 +207,14 @@ def test_an_engine_is_chosen_by_argument_and_environment(monkeypatch: pytest.Mon
     monkeypatch.setenv(lookup.ENGINE, "portable")
     assert lookup.choose() == ("portable" if BEST else None)
     assert lookup.choose("torch") is None
-    with pytest.raises(RedcaneError, match="'gpu' is none of torch, portable"):
+    with pytest.raises(RedcaneError, match="'gpu' is none of torch, cuda, portable"):
         lookup.choose("gpu")
+    monkeypatch.setenv(lookup.ENGINE, "cuda")
+    assert lookup.choose() == BEST, "what is computed on the CPU nevertheless"
+    assert Emulator(network(), "cpu").device.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RedcaneError, match="but torch finds no GPU"):
+        Emulator(network())
     monkeypatch.setattr(lookup, "best_level", lambda: "portable")
     with pytest.raises(RedcaneError, match="no avx2, its best is portable"):
         Emulator(network(), engine="avx2")

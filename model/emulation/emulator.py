@@ -9,6 +9,7 @@ terms have integer factors, else gathers (gather_sums.py).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -46,19 +47,24 @@ Observer = Callable[[str, int, Tensor], None]
 class Emulator:
     """Runs a quantised network on a device, so many images at a time as `memory` bytes hold (at the least, one).
 
-    On the CPU `engine` may force one of lookup.LEVELS, or "torch"; else `$REDCANE_EMULATION`, else the fastest.
-    Raises RedcaneError when a sum of the network could overflow, or the machine lacks the engine that is asked for.
+    The device is the CPU unless told, here or by `$REDCANE_EMULATION`, to be "cuda". On the CPU `engine` may force one
+    of lookup.LEVELS, or "torch"; else `$REDCANE_EMULATION`, else the fastest. Raises RedcaneError when a sum of the
+    network could overflow, or the machine lacks the engine that is asked for.
     """
 
     def __init__(
         self,
         network: QNetwork,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         memory: int | None = None,
         engine: str | None = None,
     ) -> None:
         network.check()
+        if device is None:
+            device = lookup.GPU if os.environ.get(lookup.ENGINE) == lookup.GPU else "cpu"
         self.network, self.device = network, torch.device(device)
+        if self.device.type == lookup.GPU and not torch.cuda.is_available():
+            raise RedcaneError(f"emulation: {lookup.GPU} is asked for (by {lookup.ENGINE}?), but torch finds no GPU")
         if memory is None:
             memory = MEMORY if self.device.type == "cpu" else DEVICE_MEMORY
         self.tile = max(1, memory // image_bytes(network))

@@ -19,7 +19,8 @@ from model.errors import RedcaneError
 from model.qnetwork import Requantizer
 
 LEVELS = ("portable", "avx2", "avx512")
-ENGINE = "REDCANE_EMULATION"  # the environment variable that forces a level, or "torch"
+ENGINE = "REDCANE_EMULATION"  # the environment variable that forces a level, "torch" or, on a GPU, "cuda"
+GPU = "cuda"  # its value that is a device
 VECTOR = 64  # lanes at a time
 SLACK = VECTOR  # bytes that the kernel may read beyond operand b
 _SMALL = 2**20  # terms that are summed before a second thread is worth its start
@@ -65,15 +66,17 @@ def best_level() -> str | None:
 
 
 def choose(wanted: str | None = None) -> str | None:
-    """The level to use: `wanted`, else what `$REDCANE_EMULATION` says, else the best; None is torch.
+    """The level to use on the CPU: `wanted`, else what `$REDCANE_EMULATION` says, else the best; None is torch.
 
     Raises RedcaneError for a name that is none, and for a level that this machine does not have.
     """
     wanted = wanted or os.environ.get(ENGINE) or None
     if wanted == "torch":
         return None
+    if wanted == GPU:  # of what is computed on the CPU nevertheless
+        wanted = None
     if wanted is not None and wanted not in LEVELS:
-        raise RedcaneError(f"{ENGINE}: {wanted!r} is none of torch, {', '.join(LEVELS)}")
+        raise RedcaneError(f"{ENGINE}: {wanted!r} is none of torch, {GPU}, {', '.join(LEVELS)}")
     best = best_level()
     if wanted is not None and (best is None or LEVELS.index(wanted) > LEVELS.index(best)):
         raise RedcaneError(f"{ENGINE}: this machine has no {wanted}, its best is {best or 'torch'}")
