@@ -2,8 +2,8 @@
 
 Two kernels. `map_codes` turns codes into planes of bytes, one plane for each factor, laid out like the padded images.
 `convolve` multiplies them with weights that were turned alike: a matrix product that reads a kernel's windows where
-they lie in the planes, so that none are copied out. Planes are read one after the other, as two of a batch's may not
-fit a GPU's cache together. 32-bit sums, modulo 2^32.
+they lie in the planes, so that none are copied out. Planes are read one after the other, so that windows that overlap
+find more in the GPU's cache. 32-bit sums, modulo 2^32.
 
 Imported where it is used alone: Triton comes with torch for CUDA, or by the extra `gpu`.
 """
