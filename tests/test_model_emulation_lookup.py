@@ -215,6 +215,7 @@ def test_an_engine_is_chosen_by_argument_and_environment(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RedcaneError, match="but torch finds no GPU"):
         Emulator(network())
+    monkeypatch.delenv(lookup.ENGINE)
     monkeypatch.setattr(lookup, "best_level", lambda: "portable")
     with pytest.raises(RedcaneError, match="no avx2, its best is portable"):
         Emulator(network(), engine="avx2")
