@@ -5,7 +5,8 @@
 // into byte planes; a vector of weights' bytes b picks from it, one output channel in each lane. The bytes are summed in
 // 16 bits over at most `BLOCK` terms, then in 32. A "folded" table has 128 entries: bit 7 of b complements what bits 6-0
 // pick (a negated term is its complement plus a constant, and the constants are sums over weights alone: the caller's
-// `init`). With AVX2 (table_avx2.h) one look-up serves eight activations.
+// `init`). With AVX2 one look-up serves eight activations (table_avx2.h) or, where channels are few, 32 of them
+// (table_chained.h).
 
 #include <atomic>
 #include <vector>
@@ -15,38 +16,51 @@
 #include "products.h"
 #include "table_avx2.h"
 #include "table_avx512.h"
+#include "table_chained.h"
 
 namespace {
 
-constexpr int64_t BLOCK = 128;  // 128 * 255 < 2^15: sums of bytes stay signed 16-bit numbers
 constexpr int64_t ROWS = 64;
+constexpr int64_t TOGETHER = 8;  // rows that a micro-kernel is given
+constexpr int64_t FEW = 128;     // lanes
 
-using Micro = void (*)(const Plan &, const uint8_t *a, int64_t terms, const uint8_t *b, int64_t b_term,
-                       int64_t lanes, int32_t *sums);
+// sums[m * width + n] += the values of bytes a[m * BLOCK + k] and b[k * b_term + n]
+using Micro = void (*)(const Plan &, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
+                       int64_t lanes, int32_t *sums, int64_t width);
 
-void micro_portable(const Plan &plan, const uint8_t *a, int64_t terms, const uint8_t *b, int64_t b_term,
-                    int64_t lanes, int32_t *sums) {
-    for (int64_t k = 0; k < terms; k++) {
-        const int32_t *row = plan.values + 256 * a[k];
-        for (int64_t n = 0; n < lanes; n++)
-            sums[n] = int32_t(uint32_t(sums[n]) + uint32_t(row[b[k * b_term + n]]));
-    }
+void micro_portable(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
+                    int64_t lanes, int32_t *sums, int64_t width) {
+    for (int64_t m = 0; m < rows; m++, a += BLOCK, sums += width)
+        for (int64_t k = 0; k < terms; k++) {
+            const int32_t *row = plan.values + 256 * a[k];
+            for (int64_t n = 0; n < lanes; n++)
+                sums[n] = int32_t(uint32_t(sums[n]) + uint32_t(row[b[k * b_term + n]]));
+        }
 }
 
+#ifdef X86
+void packed_if_several(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
+                       int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
+    (rows > 2 ? packed256 : micro_portable)(plan, a, rows, terms, b, b_term, lanes, sums, width);
+}
+#endif
+
 template <int PLANES, bool FOLDED>
-Micro at(int32_t level) {
+Micro at(int32_t level, int64_t lanes) {
 #ifdef X86
     if (level >= 2) return micro512<PLANES, FOLDED, PLANES == 3 ? 3 : 4>;
+    if (level == 1 && FOLDED && lanes <= FEW) return chained256<PLANES>;
+    if (level == 1) return packed_if_several;
 #endif
     return micro_portable;
 }
 
-Micro choose_table(const Plan &plan, int32_t level) {
+Micro choose_table(const Plan &plan, int32_t level, int64_t lanes) {
     switch (plan.n_planes) {
         case 0: return nullptr;
-        case 1: return plan.folded ? at<1, true>(level) : at<1, false>(level);
-        case 2: return plan.folded ? at<2, true>(level) : at<2, false>(level);
-        default: return at<3, true>(level);
+        case 1: return plan.folded ? at<1, true>(level, lanes) : at<1, false>(level, lanes);
+        case 2: return plan.folded ? at<2, true>(level, lanes) : at<2, false>(level, lanes);
+        default: return at<3, true>(level, lanes);
     }
 }
 
@@ -69,25 +83,16 @@ struct Tile {
     int32_t *sums;  // [m1 - m0][width]
 };
 
-void look_up(const Tile &t, Micro micro, int32_t level) {
+void look_up(const Tile &t, Micro micro) {
     const int64_t blocks = (t.job.terms + BLOCK - 1) / BLOCK;
-    uint8_t a[8 * BLOCK];
+    uint8_t a[TOGETHER * BLOCK];
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t k0 = t.job.terms * block / blocks, k1 = t.job.terms * (block + 1) / blocks;
         const uint8_t *b = t.job.b + t.group * t.job.b_group + k0 * t.job.b_term + t.n0;
-        int64_t m = t.m0;
-#ifdef X86
-        for (; level == 1 && t.m1 - m > 2; m = std::min(t.m1, m + PACKED)) {  // fewer are faster one by one
-            const int64_t rows = std::min(PACKED, t.m1 - m);
-            for (int64_t i = 0; i < PACKED; i++)
-                gather_row(t.job, t.group, std::min(t.m1 - 1, m + i), k0, k1, a + i * BLOCK);
-            packed256(t.plan, a, BLOCK, rows, k1 - k0, b, t.job.b_term, t.n1 - t.n0, t.sums + (m - t.m0) * t.width,
-                      t.width);
-        }
-#endif
-        for (; m < t.m1; m++) {
-            gather_row(t.job, t.group, m, k0, k1, a);
-            micro(t.plan, a, k1 - k0, b, t.job.b_term, t.n1 - t.n0, t.sums + (m - t.m0) * t.width);
+        for (int64_t m = t.m0; m < t.m1; m += TOGETHER) {
+            const int64_t rows = std::min(TOGETHER, t.m1 - m);
+            for (int64_t i = 0; i < rows; i++) gather_row(t.job, t.group, m + i, k0, k1, a + i * BLOCK);
+            micro(t.plan, a, rows, k1 - k0, b, t.job.b_term, t.n1 - t.n0, t.sums + (m - t.m0) * t.width, t.width);
         }
     }
 }
@@ -119,9 +124,9 @@ void multiply(const Tile &t, Products products) {
     }
 }
 
-void compute(const Tile &t, Micro micro, Products products, int32_t level) {
+void compute(const Tile &t, Micro micro, Products products) {
     std::memset(t.sums, 0, sizeof(int32_t) * size_t((t.m1 - t.m0) * t.width));
-    if (micro) look_up(t, micro, level);
+    if (micro) look_up(t, micro);
     if (t.plan.rank) multiply(t, products);
     const int32_t *init = t.job.init + t.group * t.job.init_group;
     std::vector<uint8_t> a(size_t(t.plan.row ? t.job.terms : 0));
@@ -168,7 +173,7 @@ int32_t redcane_level() {
 }
 
 void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threads) {
-    const Micro micro = choose_table(*plan, level);
+    const Micro micro = choose_table(*plan, level, job->lanes);
     const Products products = choose_products(level);
     const int64_t across = (job->lanes + LANES - 1) / LANES;
     // Few rows are divided so that every thread has some, and as many as the others; each pass over b has its price.
@@ -184,8 +189,7 @@ void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threa
                      const int64_t m0 = job->rows * (i % down) / down, n0 = i / down % across * LANES;
                      const int64_t m1 = job->rows * (i % down + 1) / down, n1 = std::min(job->lanes, n0 + LANES);
                      const int64_t width = (n1 - n0 + VECTOR - 1) / VECTOR * VECTOR;
-                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, micro, products,
-                             level);
+                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, micro, products);
                  }
              });
 }

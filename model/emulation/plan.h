@@ -20,6 +20,7 @@ extern "C" {
 struct Plan {
     const int32_t *values;  // [256][256], below 2^24: what all but AVX-512 reads
     const uint8_t *planes;  // [256][planes][entries]: their bytes, the low one first
+    const uint8_t *links;   // of a folded table, for AVX2: the planes' entries, each ^ that 16 before it
     const int32_t *row;     // [256] or null
     const int16_t *u;       // [rank][256]: a's factors
     int32_t n_planes;       // 0 ... 3
@@ -46,6 +47,7 @@ struct Job {
 namespace {
 
 constexpr int64_t LANES = 256;  // of a tile
+constexpr int64_t BLOCK = 128;  // terms at once; 128 * 255 < 2^15: sums of bytes stay signed 16-bit numbers
 constexpr int64_t VECTOR = 64;  // lanes that a micro-kernel's step has; b may be read up to the next multiple
 
 }  // namespace

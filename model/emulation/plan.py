@@ -16,6 +16,7 @@ is arithmetic modulo 2^32, hence exact where a sum fits 32 bits. The same terms 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,12 @@ class Plan:
         """How many planes are looked up, and how many factors multiplied, for a term."""
         return self.planes.shape[1], len(self.u)
 
-
+    @cached_property
+    def links(self) -> NDArray[np.uint8]:
+        """The planes as table_chained.h reads them: each entry combined with that 16 before it."""
+        links = self.planes.copy()
+        links[..., 16:] ^= self.planes[..., :-16]
+        return links
 
 def table_plan(product: Product, terms: Terms) -> Plan:
     """The plan of (256, 256) terms of operand bytes [a, b] (model.emulation.terms.term_table) that only looks up.

@@ -28,14 +28,14 @@ AVX2 inline void transpose256(const int32_t *const (&rows)[PACKED], int64_t entr
     }
 }
 
-// sums[m, n] += the values of bytes a[m * a_row + k] and b[k * b_term + n], for the first `rows` of eight rows
-AVX2 void packed256(const Plan &plan, const uint8_t *a, int64_t a_row, int64_t rows, int64_t terms, const uint8_t *b,
-                    int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
+// A micro-kernel of at most eight rows
+AVX2 void packed256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
+                    int64_t lanes, int32_t *sums, int64_t width) {
     alignas(64) int32_t picked[256 * PACKED], packed[LANES * PACKED];
     std::memset(packed, 0, sizeof(int32_t) * size_t(lanes * PACKED));
     for (int64_t k = 0; k < terms; k++) {
         const int32_t *of[PACKED];
-        for (int64_t m = 0; m < PACKED; m++) of[m] = plan.values + 256 * a[m * a_row + k];
+        for (int64_t m = 0; m < PACKED; m++) of[m] = plan.values + 256 * a[std::min(m, rows - 1) * BLOCK + k];
         for (int64_t entry = 0; entry < 256; entry += 8) transpose256(of, entry, picked + PACKED * entry);
         for (int64_t n = 0; n < lanes; n++) {
             auto *sum = reinterpret_cast<__m256i *>(packed + PACKED * n);

@@ -69,8 +69,10 @@ AVX512 inline void wide512(const uint8_t *table, const uint8_t *a, int64_t terms
 }
 
 template <int PLANES, bool FOLDED, int WIDE>
-AVX512 void micro512(const Plan &plan, const uint8_t *a, int64_t terms, const uint8_t *b, int64_t b_term,
-                     int64_t lanes, int32_t *sums) {
+AVX512 void micro512(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
+                     int64_t lanes, int32_t *sums, int64_t width) {
+    for (; rows > 1; rows--, a += BLOCK, sums += width)
+        micro512<PLANES, FOLDED, WIDE>(plan, a, 1, terms, b, b_term, lanes, sums, width);
     int64_t n = 0;
     for (; n + VECTOR * (WIDE - 1) < lanes; n += VECTOR * WIDE)
         wide512<PLANES, FOLDED, WIDE>(plan.planes, a, terms, b + n, b_term, sums + n);
