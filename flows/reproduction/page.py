@@ -21,6 +21,7 @@ from flows.spread_command import FIGURES, rows
 from model.files import read_bounded, write_atomic
 from model.multipliers.profile import TABLE_IV
 from model.operations import GROUPS
+from model.published import read_about
 
 ROOT = Path(__file__).parent.parent.parent
 SPREADS = ROOT / "benchmarks" / "spread"
@@ -110,6 +111,21 @@ def _operations(found: Json) -> Iterator[str]:
     yield ""
 
 
+def _earlier_weights(one: Json) -> Iterator[str]:
+    """A remark where the weights that come along are not those of the results, by the accuracy of both."""
+    file = ROOT / "configs" / f"{one['benchmark']}.yaml"
+    weights = Config.load(file).weights if file.exists() and one["published"] else None
+    if weights is None:
+        return
+    now, then = read_about(Path(weights)).stored.test, one["accuracy"]["right"] / one["accuracy"]["images"]
+    if abs(now - then) > 1 / one["accuracy"]["images"]:
+        yield (
+            f"**These are results of earlier weights.** The network that comes along now has {100 * now:.2f} %; "
+            f"`redcane reproduce {one['benchmark']} --library {one['designs']['library']}` makes them of it."
+        )
+        yield ""
+
+
 def _benchmark(one: Json, plots: Mapping[str, str]) -> Iterator[str]:
     yield f"## {one['benchmark']}"
     table, curves = one["accuracy"], one["curves"]
@@ -122,6 +138,7 @@ def _benchmark(one: Json, plots: Mapping[str, str]) -> Iterator[str]:
         f"compared by: {one['designs']['cost']}."
     )
     yield ""
+    yield from _earlier_weights(one)
     rows = [[f["claim"], f["where"], f"**{f['verdict']}**", f["evidence"]] for f in one["findings"]]
     yield from _table(["finding", "in the paper", "verdict", "evidence"], rows)
     yield "### Fig. 4 and 5: where the energy goes, by the paper's energies"
