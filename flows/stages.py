@@ -22,6 +22,7 @@ from flows.tools import need_simulator, need_yosys
 from hw.generate import generate
 from model.assignment import assignment, load_assignment, save_assignment
 from model.datasets import Dataset, Split
+from model.deepcaps import DeepCaps, DeepCapsShape
 from model.emulation import Emulator
 from model.files import digest, write_atomic
 from model.finetune import finetune, with_weights
@@ -68,6 +69,8 @@ def _train(run: Run, scratch: Path, about: Json) -> None:
         network = initial(run.config.shape(), run.config.seed)
         history = train(network, run.dataset, run.config.recipe(), checkpoint, run.config.train.device)
         made = {"history": asdict(history)}
+    if isinstance(network, DeepCaps):
+        network.even_channels()
     measured = {"accuracy": accuracies(network, run.dataset), "parameters": network.encoder_parameters()}
     # one entry only: safetensors writes several in a random order
     save_weights(network, scratch / "network.safetensors", {"provenance": json.dumps(about)})
@@ -79,9 +82,10 @@ def _train(run: Run, scratch: Path, about: Json) -> None:
 def _training(run: Run) -> Json:
     """What the weights depend on beside the data: the recipe, or the published file."""
     network = run.config.model_dump()["network"]
+    made: Json = {"channels": "even"} if isinstance(run.config.shape(), DeepCapsShape) else {}
     if run.config.weights is not None:
-        return {"network": network, "weights": digest(run.weights_file())}
-    return {"network": network, "train": run.config.model_dump()["train"]}
+        return {"network": network, "weights": digest(run.weights_file()), **made}
+    return {"network": network, "train": run.config.model_dump()["train"], **made}
 
 
 def _analyze(run: Run, scratch: Path, about: Json) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -181,6 +182,35 @@ def test_a_quantised_deepcaps_classifies_as_the_float_one(
     save(quantized, tmp_path / "qmodel")
     loaded = qfile_load(tmp_path / "qmodel")
     np.testing.assert_array_equal(Emulator(loaded).classify(codes[:50]), trace["class"][:50].numpy())
+
+
+def test_even_channels_compute_the_same_and_lose_less_in_8_bits(trained: tuple[DeepCaps, Dataset]) -> None:
+    network, digits = trained
+    uneven, images = copy.deepcopy(network), torch.from_numpy(digits.train.images[:200])
+    with torch.no_grad():
+        uneven.norm.weight *= torch.logspace(0, 2, 8)
+        uneven.norm.bias *= torch.logspace(0, 2, 8)
+        uneven.cell1.conv1.weight /= torch.logspace(0, 2, 8)[:, None, None]
+        uneven.norm.weight[7] = uneven.norm.bias[7] = 0  # one that is dead
+    even = copy.deepcopy(uneven)
+    even.even_channels()
+    weight, bias = (tensor.detach() for tensor in even.folded_conv1())
+    largest = torch.maximum(weight.abs().amax((1, 2, 3)), bias.abs())
+    torch.testing.assert_close(largest[:7], largest[:1].expand(7))
+    assert largest[7] == 0
+
+    def error(net: DeepCaps) -> float:
+        """Of the class capsules, root mean square, with conv1 and what reads it in 8 bits."""
+        quantized = quantize(net, images)
+        squash = quantized.layers[-1].squash  # type: ignore[union-attr]  # class capsules
+        trace = Emulator(quantized).run(quantize_images(quantized, images.numpy()))
+        out = torch.from_numpy(squash.out.decode(trace["classcaps.squash.2"].numpy()))
+        with torch.inference_mode():
+            return float((out - uneven(images)).square().mean().sqrt())
+
+    with torch.inference_mode():
+        torch.testing.assert_close(even(images), uneven(images), rtol=1e-3, atol=1e-5)
+    assert error(even) < 0.7 * error(uneven)
 
 
 def test_operands_are_sampled_from_every_operation(trained: tuple[DeepCaps, Dataset]) -> None:
