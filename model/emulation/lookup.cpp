@@ -5,8 +5,7 @@
 // into byte planes; a vector of weights' bytes b picks from it, one output channel in each lane. The bytes are summed in
 // 16 bits over at most `BLOCK` terms, then in 32. A "folded" table has 128 entries: bit 7 of b complements what bits 6-0
 // pick (a negated term is its complement plus a constant, and the constants are sums over weights alone: the caller's
-// `init`). With AVX2 one look-up serves eight activations (table_avx2.h) or, where channels are few, 32 of them
-// (table_chained.h).
+// `init`). With AVX2 one look-up serves sixteen activations or lanes (table_avx2.h).
 
 #include <atomic>
 #include <vector>
@@ -16,13 +15,11 @@
 #include "products.h"
 #include "table_avx2.h"
 #include "table_avx512.h"
-#include "table_chained.h"
 
 namespace {
 
 constexpr int64_t ROWS = 64;
-constexpr int64_t TOGETHER = 8;  // rows that a micro-kernel is given
-constexpr int64_t FEW = 128;     // lanes
+constexpr int64_t FEW = 128;  // lanes
 
 // sums[m * width + n] += the values of bytes a[m * BLOCK + k] and b[k * b_term + n]
 using Micro = void (*)(const Plan &, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
@@ -38,29 +35,27 @@ void micro_portable(const Plan &plan, const uint8_t *a, int64_t rows, int64_t te
         }
 }
 
-#ifdef X86
-void packed_if_several(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
-                       int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
-    (rows > 2 ? packed256 : micro_portable)(plan, a, rows, terms, b, b_term, lanes, sums, width);
-}
-#endif
+struct Kernel {
+    Micro micro = nullptr;
+    int64_t rows = ROWS;  // that a tile has
+};
 
 template <int PLANES, bool FOLDED>
-Micro at(int32_t level, int64_t lanes) {
+Kernel at(int32_t level, const Job &job) {
 #ifdef X86
-    if (level >= 2) return micro512<PLANES, FOLDED, PLANES == 3 ? 3 : 4>;
-    if (level == 1 && FOLDED && lanes <= FEW) return chained256<PLANES>;
-    if (level == 1) return packed_if_several;
+    if (level >= 2) return {micro512<PLANES, FOLDED, PLANES == 3 ? 3 : 4>};
+    if (level == 1 && job.lanes <= FEW && job.rows > job.lanes) return {micro256<PLANES, FOLDED, false>, PICKS};
+    if (level == 1 && job.rows > 2) return {micro256<PLANES, FOLDED, true>};
 #endif
-    return micro_portable;
+    return {micro_portable};
 }
 
-Micro choose_table(const Plan &plan, int32_t level, int64_t lanes) {
+Kernel choose_kernel(const Plan &plan, int32_t level, const Job &job) {
     switch (plan.n_planes) {
-        case 0: return nullptr;
-        case 1: return plan.folded ? at<1, true>(level, lanes) : at<1, false>(level, lanes);
-        case 2: return plan.folded ? at<2, true>(level, lanes) : at<2, false>(level, lanes);
-        default: return at<3, true>(level, lanes);
+        case 0: return {};
+        case 1: return plan.folded ? at<1, true>(level, job) : at<1, false>(level, job);
+        case 2: return plan.folded ? at<2, true>(level, job) : at<2, false>(level, job);
+        default: return at<3, true>(level, job);
     }
 }
 
@@ -84,16 +79,13 @@ struct Tile {
 };
 
 void look_up(const Tile &t, Micro micro) {
-    const int64_t blocks = (t.job.terms + BLOCK - 1) / BLOCK;
-    uint8_t a[TOGETHER * BLOCK];
+    const int64_t blocks = (t.job.terms + BLOCK - 1) / BLOCK, rows = t.m1 - t.m0;
+    std::vector<uint8_t> a(size_t((rows + 15) / 16 * 16 * BLOCK));
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t k0 = t.job.terms * block / blocks, k1 = t.job.terms * (block + 1) / blocks;
         const uint8_t *b = t.job.b + t.group * t.job.b_group + k0 * t.job.b_term + t.n0;
-        for (int64_t m = t.m0; m < t.m1; m += TOGETHER) {
-            const int64_t rows = std::min(TOGETHER, t.m1 - m);
-            for (int64_t i = 0; i < rows; i++) gather_row(t.job, t.group, m + i, k0, k1, a + i * BLOCK);
-            micro(t.plan, a, rows, k1 - k0, b, t.job.b_term, t.n1 - t.n0, t.sums + (m - t.m0) * t.width, t.width);
-        }
+        for (int64_t m = 0; m < rows; m++) gather_row(t.job, t.group, t.m0 + m, k0, k1, a.data() + m * BLOCK);
+        micro(t.plan, a.data(), rows, k1 - k0, b, t.job.b_term, t.n1 - t.n0, t.sums, t.width);
     }
 }
 
@@ -173,12 +165,12 @@ int32_t redcane_level() {
 }
 
 void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threads) {
-    const Micro micro = choose_table(*plan, level, job->lanes);
+    const Kernel kernel = choose_kernel(*plan, level, *job);
     const Products products = choose_products(level);
     const int64_t across = (job->lanes + LANES - 1) / LANES;
     // Few rows are divided so that every thread has some, and as many as the others; each pass over b has its price.
     const int64_t strips = job->groups * across, each = threads > 1 ? 2 * threads : 1;
-    const int64_t wanted = std::max((each + strips - 1) / strips, (job->rows + ROWS - 1) / ROWS);
+    const int64_t wanted = std::max((each + strips - 1) / strips, (job->rows + kernel.rows - 1) / kernel.rows);
     const int64_t fair = strips < each ? (wanted + threads - 1) / threads * threads : wanted;
     const int64_t down = std::max<int64_t>(1, std::min(job->rows, fair)), tiles = strips * down;
     const int64_t height = (job->rows + down - 1) / down;
@@ -189,7 +181,7 @@ void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threa
                      const int64_t m0 = job->rows * (i % down) / down, n0 = i / down % across * LANES;
                      const int64_t m1 = job->rows * (i % down + 1) / down, n1 = std::min(job->lanes, n0 + LANES);
                      const int64_t width = (n1 - n0 + VECTOR - 1) / VECTOR * VECTOR;
-                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, micro, products);
+                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, kernel.micro, products);
                  }
              });
 }

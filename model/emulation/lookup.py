@@ -30,7 +30,7 @@ Bytes = NDArray[np.uint8]
 
 class _Plan(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("values", "planes", "links", "row", "u")),
+        *((name, ctypes.c_void_p) for name in ("values", "planes", "words", "turned", "row", "u")),
         *((name, ctypes.c_int32) for name in ("n_planes", "folded", "rank")),
     )
 
@@ -137,7 +137,7 @@ def sums(
         *(shape.a_group, b_group, b.pairs[0].size, shape.init_group, shape.out_group),
         *(b.lanes, shape.out_row),
     )
-    tables = (_pointer(plan.values), _pointer(plan.planes), _pointer(plan.links))
+    tables = (_pointer(plan.values), _pointer(plan.planes), _pointer(plan.words), _pointer(plan.turned))
     given = _Plan(*tables, _pointer(plan.row) if plan.row.any() else None, _pointer(plan.u), plan.shape[0],
                   plan.folded, plan.shape[1])  # fmt: skip
     small = shape.groups * shape.rows * shape.terms * shape.lanes < _SMALL

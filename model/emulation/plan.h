@@ -20,7 +20,8 @@ extern "C" {
 struct Plan {
     const int32_t *values;  // [256][256], below 2^24: what all but AVX-512 reads
     const uint8_t *planes;  // [256][planes][entries]: their bytes, the low one first
-    const uint8_t *links;   // of a folded table, for AVX2: the planes' entries, each ^ that 16 before it
+    const uint16_t *words;  // [1 or 2][256][256], for AVX2: their low words, and what is above
+    const uint16_t *turned; // the same, row and column exchanged
     const int32_t *row;     // [256] or null
     const int16_t *u;       // [rank][256]: a's factors
     int32_t n_planes;       // 0 ... 3

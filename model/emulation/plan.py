@@ -49,11 +49,16 @@ class Plan:
         return self.planes.shape[1], len(self.u)
 
     @cached_property
-    def links(self) -> NDArray[np.uint8]:
-        """The planes as table_chained.h reads them: each entry combined with that 16 before it."""
-        links = self.planes.copy()
-        links[..., 16:] ^= self.planes[..., :-16]
-        return links
+    def words(self) -> NDArray[np.uint16]:
+        """The low words of the values, and what is above where there are three planes: (0 ... 2, 256, 256)."""
+        parts = (self.values & 0xFFFF, self.values >> 16)[: -(-self.planes.shape[1] // 2)]
+        return np.array(parts, np.uint16).reshape(-1, 256, 256)
+
+    @cached_property
+    def turned(self) -> NDArray[np.uint16]:
+        """The same, row and column exchanged."""
+        return np.ascontiguousarray(self.words.mT)
+
 
 def table_plan(product: Product, terms: Terms) -> Plan:
     """The plan of (256, 256) terms of operand bytes [a, b] (model.emulation.terms.term_table) that only looks up.

@@ -1,5 +1,7 @@
-// Lookups of eight rows at once (AVX2): what eight bytes of operand a pick from the table is laid out side by side, so
-// that each byte of operand b picks eight values with one load.
+// Lookups of sixteen bytes of one operand at once (AVX2): what they pick from the table is laid out side by side, so that
+// each byte of the other operand picks sixteen values with one load. Side by side lie rows or, where lanes are few,
+// lanes: laying out pays off where many bytes pick. Values are words, summed modulo 2^16; what a sum has beyond that
+// their high bytes tell, which are summed apart.
 
 #pragma once
 
@@ -8,44 +10,185 @@
 #ifdef X86
 namespace {
 
-constexpr int64_t PACKED = 8;
+constexpr int64_t SIDE = 16;     // side by side
+constexpr int64_t PICKS = 256;   // sums that each of them has at most
+constexpr int64_t ENTRIES = 256; // of a row of the table
+constexpr int TERMS = 2;         // looked up between a load of the sums and their store
 
-// to[e][r] = rows[r][e], for eight e from `entry` on
-AVX2 inline void transpose256(const int32_t *const (&rows)[PACKED], int64_t entry, int32_t *to) {
-    __m256 half[8];  // rows 0 ... 3 with rows 4 ... 7 behind them: first and last four entries
-    UNROLLED for (int i = 0; i < 8; i++) {
-        const auto *low = reinterpret_cast<const float *>(rows[i % 4] + entry + i / 4 * 4);
-        const auto *high = reinterpret_cast<const float *>(rows[i % 4 + 4] + entry + i / 4 * 4);
-        half[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+// The words of either half, 8 x 8: v[i][j] becomes v[j][i]
+AVX2 inline void transpose256(__m256i (&v)[8]) {
+    __m256i pairs[8], fours[8];
+    UNROLLED for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_epi16(v[i], v[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_epi16(v[i], v[i + 1]);
     }
-    UNROLLED for (int i = 0; i < 8; i += 4) {
-        const __m256 a = _mm256_unpacklo_ps(half[i], half[i + 1]), b = _mm256_unpackhi_ps(half[i], half[i + 1]);
-        const __m256 c = _mm256_unpacklo_ps(half[i + 2], half[i + 3]), d = _mm256_unpackhi_ps(half[i + 2], half[i + 3]);
-        const __m256 entries[4] = {_mm256_shuffle_ps(a, c, 0x44), _mm256_shuffle_ps(a, c, 0xee),
-                                   _mm256_shuffle_ps(b, d, 0x44), _mm256_shuffle_ps(b, d, 0xee)};
-        UNROLLED for (int e = 0; e < 4; e++)
-            _mm256_storeu_ps(reinterpret_cast<float *>(to + PACKED * (i + e)), entries[e]);
+    UNROLLED for (int i = 0; i < 8; i += 4)
+        UNROLLED for (int j = 0; j < 2; j++) {
+            fours[i + 2 * j] = _mm256_unpacklo_epi32(pairs[i + j], pairs[i + j + 2]);
+            fours[i + 2 * j + 1] = _mm256_unpackhi_epi32(pairs[i + j], pairs[i + j + 2]);
+        }
+    UNROLLED for (int i = 0; i < 4; i++) {
+        v[2 * i] = _mm256_unpacklo_epi64(fours[i], fours[i + 4]);
+        v[2 * i + 1] = _mm256_unpackhi_epi64(fours[i], fours[i + 4]);
     }
 }
 
-// A micro-kernel of at most eight rows
-AVX2 void packed256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
-                    int64_t lanes, int32_t *sums, int64_t width) {
-    alignas(64) int32_t picked[256 * PACKED], packed[LANES * PACKED];
-    std::memset(packed, 0, sizeof(int32_t) * size_t(lanes * PACKED));
-    for (int64_t k = 0; k < terms; k++) {
-        const int32_t *of[PACKED];
-        for (int64_t m = 0; m < PACKED; m++) of[m] = plan.values + 256 * a[std::min(m, rows - 1) * BLOCK + k];
-        for (int64_t entry = 0; entry < 256; entry += 8) transpose256(of, entry, picked + PACKED * entry);
-        for (int64_t n = 0; n < lanes; n++) {
-            auto *sum = reinterpret_cast<__m256i *>(packed + PACKED * n);
-            const auto *value = reinterpret_cast<const __m256i *>(picked + PACKED * b[k * b_term + n]);
-            _mm256_store_si256(sum, _mm256_add_epi32(_mm256_load_si256(sum), _mm256_load_si256(value)));
+// The sums of a block of terms: what sixteen bytes of one operand have with each byte of the other
+template <int PLANES>
+class Sums {
+  public:
+    // `sides` of the one are `step` apart; `picks`, so many, are the other's. Of a folded table the upper half of a
+    // row is the lower one's complement.
+    template <bool FOLDED>
+    AVX2 void add(const uint16_t *table, const uint8_t *sides, int64_t step, int64_t side_term, const uint8_t *picks,
+                  int64_t pick_term, int64_t count, int64_t terms, const uint32_t *used) {
+        std::memset(low_, 0, sizeof(__m256i) * size_t(whole(count)));
+        std::memset(high_, 0, sizeof(__m256i) * size_t(whole(count)));
+        int64_t k = 0;
+        for (; k + TERMS <= terms; k += TERMS) {
+            for (int i = 0; i < TERMS; i++)
+                lay_out<FOLDED>(table, sides + (k + i) * side_term, step, used[k + i], laid_[i]);
+            pick<TERMS>(picks + k * pick_term, pick_term, count);
+        }
+        for (; k < terms; k++) {
+            lay_out<FOLDED>(table, sides + k * side_term, step, used[k], laid_[0]);
+            pick<1>(picks + k * pick_term, pick_term, count);
         }
     }
+
+    // Adds 2^shift times the sums where each side has a row
+    AVX2 void flush_rows(int64_t sides, int64_t count, int shift, int32_t *sums, int64_t width) const {
+        for (int64_t n = 0; n < count; n += 8) {
+            __m256i bytes[2][8];
+            UNROLLED for (int i = 0; i < 8; i++) of(n + i, bytes[0][i], bytes[1][i]);
+            transpose256(bytes[0]);
+            transpose256(bytes[1]);
+            for (int64_t m = 0; m < sides; m++) {
+                const auto *below = reinterpret_cast<const __m128i *>(&bytes[0][m % 8]) + m / 8;
+                const auto *above = reinterpret_cast<const __m128i *>(&bytes[1][m % 8]) + m / 8;
+                accumulate(*below, *above, shift, sums + m * width + n);
+            }
+        }
+    }
+
+    // The same where each side has a lane
+    AVX2 void flush_lanes(int64_t count, int shift, int32_t *sums, int64_t width) const {
+        for (int64_t m = 0; m < count; m++) {
+            __m256i below, above;
+            of(m, below, above);
+            UNROLLED for (int i = 0; i < 2; i++)
+                accumulate(reinterpret_cast<const __m128i *>(&below)[i], reinterpret_cast<const __m128i *>(&above)[i],
+                           shift, sums + m * width + 8 * i);
+        }
+    }
+
+  private:
+    static int64_t whole(int64_t count) { return (count + 7) / 8 * 8; }
+
+    // to[e] = entry e of the rows that the sides pick, for the eights of entries that are `used`
+    template <bool FOLDED>
+    AVX2 static void lay_out(const uint16_t *table, const uint8_t *sides, int64_t step, uint32_t used, __m256i *to) {
+        const __m256i tops = _mm256_set1_epi16(PLANES == 2 ? -1 : 255);
+        const uint16_t *row[SIDE];
+        UNROLLED for (int i = 0; i < SIDE; i++) {
+            row[i] = table + ENTRIES * sides[i * step];
+            asm("" : "+r"(row[i]));  // or else GCC makes the addresses in vectors, and takes them out again
+        }
+        for (; used; used &= used - 1) {
+            const int64_t e = 8 * __builtin_ctz(used);
+            __m256i v[8];
+            UNROLLED for (int i = 0; i < 8; i++)
+                v[i] = _mm256_loadu2_m128i(reinterpret_cast<const __m128i *>(row[i + 8] + e),
+                                           reinterpret_cast<const __m128i *>(row[i] + e));
+            transpose256(v);
+            UNROLLED for (int i = 0; i < 8; i++) {
+                to[e + i] = v[i];
+                if constexpr (FOLDED) to[ENTRIES / 2 + e + i] = _mm256_xor_si256(v[i], tops);
+            }
+        }
+    }
+
+    template <int COUNT>
+    AVX2 void pick(const uint8_t *picks, int64_t pick_term, int64_t count) {
+        for (int64_t n = 0; n < count; n++) {
+            __m256i word = laid_[0][picks[n]], byte = _mm256_srli_epi16(word, 8);
+            UNROLLED for (int k = 1; k < COUNT; k++) {
+                const __m256i next = laid_[k][picks[k * pick_term + n]];
+                word = _mm256_add_epi16(word, next);
+                byte = _mm256_add_epi16(byte, _mm256_srli_epi16(next, 8));
+            }
+            low_[n] = _mm256_add_epi16(low_[n], word);
+            if constexpr (PLANES == 2) high_[n] = _mm256_add_epi16(high_[n], byte);
+        }
+    }
+
+    // The sums of the low bytes and of the high ones
+    AVX2 void of(int64_t n, __m256i &below, __m256i &above) const {
+        above = high_[n];
+        below = _mm256_sub_epi16(low_[n], _mm256_slli_epi16(above, 8));
+    }
+
+    AVX2 static void accumulate(__m128i below, __m128i above, int shift, int32_t *to) {
+        const __m256i sum =
+            _mm256_add_epi32(_mm256_cvtepu16_epi32(below), _mm256_slli_epi32(_mm256_cvtepu16_epi32(above), 8));
+        auto *place = reinterpret_cast<__m256i *>(to);
+        _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), _mm256_slli_epi32(sum, shift)));
+    }
+
+    __m256i laid_[TERMS][ENTRIES], low_[PICKS], high_[PICKS];
+};
+
+// Which eights of entries are picked
+template <bool FOLDED>
+AVX2 inline uint32_t eights(const uint8_t *picks, int64_t count) {
+    uint32_t used = 0;
+    for (int64_t n = 0; n < count; n++) used |= 1u << (picks[n] / 8 % (FOLDED ? 16 : 32));
+    return used;
+}
+
+// One or two planes of a table, rows side by side
+template <int PLANES, bool FOLDED>
+AVX2 void rows256(const uint16_t *table, int shift, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
+                  int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
+    static_assert(LANES <= PICKS);
+    Sums<PLANES> of;
+    uint32_t used[BLOCK];
+    for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(b + k * b_term, lanes);
+    for (; rows > 0; rows -= SIDE, a += SIDE * BLOCK, sums += SIDE * width) {
+        of.template add<FOLDED>(table, a, BLOCK, 1, b, b_term, lanes, terms, used);
+        of.flush_rows(std::min(SIDE, rows), lanes, shift, sums, width);
+    }
+}
+
+// The same, lanes side by side
+template <int PLANES>
+AVX2 void lanes256(const uint16_t *turned, int shift, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
+                   int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
+    Sums<PLANES> of;
+    uint8_t by_term[BLOCK * PICKS];
+    uint32_t used[BLOCK];
     for (int64_t m = 0; m < rows; m++)
-        for (int64_t n = 0; n < lanes; n++)
-            sums[m * width + n] = int32_t(uint32_t(sums[m * width + n]) + uint32_t(packed[PACKED * n + m]));
+        for (int64_t k = 0; k < terms; k++) by_term[k * PICKS + m] = a[m * BLOCK + k];
+    for (int64_t k = 0; k < terms; k++) used[k] = eights<false>(by_term + k * PICKS, rows);
+    for (int64_t n = 0; n < lanes; n += SIDE) {
+        of.template add<false>(turned, b + n, 1, b_term, by_term, PICKS, rows, terms, used);
+        of.flush_lanes(rows, shift, sums + n, width);
+    }
+}
+
+// A micro-kernel; a has room for the next multiple of sixteen rows
+template <int PLANES, bool FOLDED, bool BY_ROWS>
+AVX2 void micro256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
+                   int64_t lanes, int32_t *sums, int64_t width) {
+    const auto planes = [&](auto count, int64_t part, int shift) {
+        constexpr int COUNT = decltype(count)::value;
+        if constexpr (BY_ROWS)
+            rows256<COUNT, FOLDED>(plan.words + part, shift, a, rows, terms, b, b_term, lanes, sums, width);
+        else
+            lanes256<COUNT>(plan.turned + part, shift, a, rows, terms, b, b_term, lanes, sums, width);
+    };
+    planes(std::integral_constant<int, (PLANES == 3 ? 2 : PLANES)>(), 0, 0);
+    if constexpr (PLANES == 3) planes(std::integral_constant<int, 1>(), ENTRIES * ENTRIES, 16);
 }
 
 }  // namespace
