@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/redcane run configs/digits.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
