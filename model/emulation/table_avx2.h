@@ -148,7 +148,7 @@ AVX2 inline uint32_t eights(const uint8_t *picks, int64_t count) {
 
 // One or two planes of a table, rows side by side
 template <int PLANES, bool FOLDED>
-AVX2 void rows256(const uint16_t *table, int shift, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
+AVX2 void by_rows256(const uint16_t *table, int shift, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
                   int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
     static_assert(LANES <= PICKS);
     Sums<PLANES> of;
@@ -162,7 +162,7 @@ AVX2 void rows256(const uint16_t *table, int shift, const uint8_t *a, int64_t ro
 
 // The same, lanes side by side
 template <int PLANES>
-AVX2 void lanes256(const uint16_t *turned, int shift, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
+AVX2 void by_lanes256(const uint16_t *turned, int shift, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
                    int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
     Sums<PLANES> of;
     uint8_t by_term[BLOCK * PICKS];
@@ -183,9 +183,9 @@ AVX2 void micro256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t ter
     const auto planes = [&](auto count, int64_t part, int shift) {
         constexpr int COUNT = decltype(count)::value;
         if constexpr (BY_ROWS)
-            rows256<COUNT, FOLDED>(plan.words + part, shift, a, rows, terms, b, b_term, lanes, sums, width);
+            by_rows256<COUNT, FOLDED>(plan.words + part, shift, a, rows, terms, b, b_term, lanes, sums, width);
         else
-            lanes256<COUNT>(plan.turned + part, shift, a, rows, terms, b, b_term, lanes, sums, width);
+            by_lanes256<COUNT>(plan.turned + part, shift, a, rows, terms, b, b_term, lanes, sums, width);
     };
     planes(std::integral_constant<int, (PLANES == 3 ? 2 : PLANES)>(), 0, 0);
     if constexpr (PLANES == 3) planes(std::integral_constant<int, 1>(), ENTRIES * ENTRIES, 16);
