@@ -11,7 +11,8 @@ Operands of `layers` are uniformly random codes, the worst for caches. Times are
 thread are the thread's CPU time, so that neighbours on the machine disturb little. Two threads against one are by the
 clock, which neighbours do disturb, and by the CPU time of both, which shows what the division itself costs. The tables
 are of EvoApprox8b where $REDCANE_DATA has them (evoapprox/tables-v1.0.npz), else the embedded library's. All that is
-timed is compared with the reference as well. Results are kept beside this file as emulation-MODE.json.
+timed is compared with the reference as well. Results are kept beside this file as emulation-MODE.json, of a GPU as
+emulation-MODE-gpu.json, of a processor without AVX-512 as emulation-MODE-avx2.json or -portable.json.
 """
 
 from __future__ import annotations
@@ -386,7 +387,8 @@ def main() -> None:
         results = finished_run(chosen.folder, chosen.images)
     if getattr(chosen, "only", ""):
         return
-    name = f"emulation-{chosen.mode}{'-gpu' if getattr(chosen, 'device', 'cpu') != 'cpu' else ''}.json"
+    level = "gpu" if getattr(chosen, "device", "cpu") != "cpu" else best_level() or "torch"
+    name = f"emulation-{chosen.mode}.json" if level == LEVELS[-1] else f"emulation-{chosen.mode}-{level}.json"
     out = Path(__file__).with_name(name)
     out.write_text(json.dumps(results, indent=1) + "\n")
 

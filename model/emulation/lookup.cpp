@@ -37,7 +37,8 @@ void micro_portable(const Plan &plan, const uint8_t *a, int64_t rows, int64_t te
 
 struct Kernel {
     Micro micro = nullptr;
-    int64_t rows = ROWS;  // that a tile has
+    int64_t rows = ROWS;  // that a tile has at most
+    int64_t step = 1;     // rows that cost as much as one
 };
 
 template <int PLANES, bool FOLDED>
@@ -45,7 +46,7 @@ Kernel at(int32_t level, const Job &job) {
 #ifdef X86
     if (level >= 2) return {micro512<PLANES, FOLDED, PLANES == 3 ? 3 : 4>};
     if (level == 1 && job.lanes <= FEW && job.rows > job.lanes) return {micro256<PLANES, FOLDED, false>, PICKS};
-    if (level == 1 && job.rows > 2) return {micro256<PLANES, FOLDED, true>};
+    if (level == 1 && job.rows > 2) return {micro256<PLANES, FOLDED, true>, ROWS, SIDE};
 #endif
     return {micro_portable};
 }
@@ -173,13 +174,17 @@ void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threa
     const int64_t wanted = std::max((each + strips - 1) / strips, (job->rows + kernel.rows - 1) / kernel.rows);
     const int64_t fair = strips < each ? (wanted + threads - 1) / threads * threads : wanted;
     const int64_t down = std::max<int64_t>(1, std::min(job->rows, fair)), tiles = strips * down;
-    const int64_t height = (job->rows + down - 1) / down;
+    const int64_t height = (job->rows + down - 1) / down + kernel.step;
+    const auto row = [&](int64_t i) {  // where tile i of those below each other begins
+        return std::min(job->rows, (job->rows * i / down + kernel.step / 2) / kernel.step * kernel.step);
+    };
     parallel(threads, tiles, std::max<int64_t>(1, std::min<int64_t>(64, tiles / (8 * threads))),
              [&](int64_t first, int64_t last) {
                  std::vector<int32_t> sums(size_t(height * LANES));
                  for (int64_t i = first; i < last; i++) {
-                     const int64_t m0 = job->rows * (i % down) / down, n0 = i / down % across * LANES;
-                     const int64_t m1 = job->rows * (i % down + 1) / down, n1 = std::min(job->lanes, n0 + LANES);
+                     const int64_t m0 = row(i % down), m1 = i % down + 1 < down ? row(i % down + 1) : job->rows;
+                     const int64_t n0 = i / down % across * LANES, n1 = std::min(job->lanes, n0 + LANES);
+                     if (m0 == m1) continue;
                      const int64_t width = (n1 - n0 + VECTOR - 1) / VECTOR * VECTOR;
                      compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, kernel.micro, products);
                  }
