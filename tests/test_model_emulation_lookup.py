@@ -109,11 +109,28 @@ def test_plans_are_their_terms(product: Product, seed: int) -> None:
         assert (0, 2) in shapes
 
 
+@pytest.mark.skipif(BEST is None, reason="there is no C++ compiler")
+@given(st.floats(2.0**-10, 0.2), st.integers(1, 64), st.sampled_from((0, 1, 127, 131)), st.integers(1, 3), seeds)
+@settings(max_examples=60, deadline=None)
+def test_squash(s_in: float, dim: int, zero: int, threads: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    out = Coding("affine", 1 / 127, zero) if zero else SIGNED
+    unit = Squash.for_scales(s_in, out)
+    q = codes(rng, SIGNED, (3, 7, dim))
+    q[0] = rng.integers(-5, 6, q[0].shape) * (rng.random(q[0].shape) < 0.2)  # short ones
+    q[1, :4] = np.array([-127, 127, 0, 1])[:, None]
+    wanted = reference.squash(unit, q)
+    np.testing.assert_array_equal(lookup.squash(unit, q, threads), wanted)
+    np.testing.assert_array_equal(GatherSums({}).squash(unit, torch.from_numpy(q)).numpy(), wanted)
+    many = np.tile(q, (1 + 2**18 // q.size, 1, 1))  # so many that threads share them
+    np.testing.assert_array_equal(lookup.squash(unit, many, threads), np.tile(wanted, (len(many) // 3, 1, 1)))
+
+
 @levels
 @given(
     product=products(), seed=seeds, cin=st.integers(1, 45), cout=st.sampled_from((1, 63, 64, 65, 130, 200, 257, 330)),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)), stride=st.integers(1, 3), padding=st.integers(0, 2),
-    count=st.integers(1, 3), threads=st.integers(1, 3), which=st.integers(0, 5),
+    count=st.sampled_from((1, 2, 3, 12)), threads=st.integers(1, 3), which=st.integers(0, 5),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
 def test_convolutions(

@@ -32,9 +32,7 @@ from model.qnetwork import (
     QNetwork,
     QPrimaryCaps,
     Routed,
-    Squash,
     convolution_of,
-    squash_intervals,
 )
 
 MEMORY = 64 * 2**20  # bytes for what lives while one tile of images is computed
@@ -147,7 +145,7 @@ class Emulator:
                 if isinstance(layer, QPrimaryCaps):
                     grid = maps.shape[1:3] if isinstance(layer, QConvCaps) else ()
                     s = maps.reshape(len(maps), *grid, -1, layer.capsule_dim)
-                    trace[f"{layer.name}.squash"] = squash(layer.squash, s)
+                    trace[f"{layer.name}.squash"] = self._sums.squash(layer.squash, s)
 
     def _conv_capsules_3d(self, layer: QConvCaps3D, u: Tensor, trace: dict[str, Tensor], seen: Observer) -> None:
         """Capsules u (N, H, W, I, Din): votes (N, H * W, I, J, D), routed at every position as if it were an image."""
@@ -183,7 +181,7 @@ class Emulator:
             accumulators = weighted_sum(k)  # (N, J, D)
             seen(f"{name}.weighted_sum", t, accumulators)
             s = trace[f"{name}.weighted_sum.{t}"] = self._sums.requantize(layer.weighted_sum.requantizer, accumulators)
-            v = trace[f"{name}.squash.{t}"] = squash(layer.squash, s)  # (N, J, D)
+            v = trace[f"{name}.squash.{t}"] = self._sums.squash(layer.squash, s)  # (N, J, D)
             if t < layer.iterations:
                 accumulators = agreement(v)  # (N, I, J)
                 seen(f"{name}.agreement", t, accumulators)
@@ -197,17 +195,6 @@ def add(adder: Adder, a: Tensor, b: Tensor) -> Tensor:
     wide = (a.int() - adder.a.zero_point) * ma + (b.int() - adder.b.zero_point) * mb
     q = ((wide + (1 << (adder.shift - 1))) >> adder.shift) + adder.out.zero_point
     return q.clamp(adder.out.lo, adder.out.hi).short()
-
-
-def squash(unit: Squash, q: Tensor) -> Tensor:
-    """Signed codes (..., D) -> codes of the squashed capsules, by the table of docs/numerics.md."""
-    lowest = torch.from_numpy(squash_intervals()[0]).to(q.device).int()  # the first sum of squares of every index
-    table = torch.from_numpy(unit.table.astype(np.int64)).to(q.device)
-    q = q.long()
-    n = (q * q).sum(dim=-1, keepdim=True).int()
-    gain = table[torch.bucketize(n, lowest, right=True) - 1]
-    v = (q * gain + (1 << (unit.shift - 1))) >> unit.shift
-    return (v + unit.out.zero_point).clamp(unit.out.lo, unit.out.hi).short()
 
 
 def softmax(layer: Routed, b: Tensor) -> Tensor:

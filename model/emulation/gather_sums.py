@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from model.qnetwork import QClassCaps, QConv, Requantizer, Routed
+from model.qnetwork import QClassCaps, QConv, Requantizer, Routed, Squash, squash_intervals
 
 SUMMED_AT_ONCE = 2**18  # accumulators that a gather works on together: 1 MiB stays in a core's cache
 
@@ -51,6 +52,10 @@ class GatherSums:
         """int32 accumulators -> int16 codes of the same shape."""
         scaled = (accumulators.long() * unit.multiplier + (1 << (unit.shift - 1))) >> unit.shift
         return (scaled + unit.zero_point).clamp(unit.lo, unit.hi).short()
+
+    def squash(self, unit: Squash, codes: Tensor) -> Tensor:
+        """Signed codes (..., D) -> codes of the squashed capsules."""
+        return squash(unit, codes)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -103,3 +108,14 @@ def capsule_votes(layer: QClassCaps, terms: Tensor, u: Tensor) -> Tensor:
     for i in range(inputs):
         accumulate(terms, bytes_in[i], weights[i], out[i])
     return out.transpose(0, 1).reshape(len(u), inputs, classes, dim_out)
+
+
+def squash(unit: Squash, q: Tensor) -> Tensor:
+    """Signed codes (..., D) -> codes of the squashed capsules, by the table of docs/numerics.md."""
+    lowest = torch.from_numpy(squash_intervals()[0]).to(q.device).int()  # the first sum of squares of every index
+    table = torch.from_numpy(unit.table.astype(np.int64)).to(q.device)
+    q = q.long()
+    n = (q * q).sum(dim=-1, keepdim=True).int()
+    gain = table[torch.bucketize(n, lowest, right=True) - 1]
+    v = (q * gain + (1 << (unit.shift - 1))) >> unit.shift
+    return (v + unit.out.zero_point).clamp(unit.out.lo, unit.out.hi).short()

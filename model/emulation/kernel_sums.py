@@ -16,9 +16,9 @@ from torch import Tensor
 
 from model.emulation.costs import fastest
 from model.emulation.gather_sums import Routing
-from model.emulation.lookup import VECTOR, Bytes, Operand, Shape, requantize, sums
+from model.emulation.lookup import VECTOR, Bytes, Operand, Shape, requantize, squash, sums
 from model.emulation.plan import Plan, table_plan
-from model.qnetwork import Product, QClassCaps, QConv, QNetwork, Requantizer, Routed, convolution_of
+from model.qnetwork import Product, QClassCaps, QConv, QNetwork, Requantizer, Routed, Squash, convolution_of
 
 Choice = Callable[[Product, NDArray[np.int32], str, int], Plan]
 """The plan of a product's terms at a level of the machine, for sums of so many."""
@@ -121,6 +121,10 @@ class KernelSums:
     def requantize(self, unit: Requantizer, accumulators: Tensor) -> Tensor:
         """int32 accumulators -> int16 codes of the same shape."""
         return torch.from_numpy(requantize(unit, accumulators.numpy(), self._threads))
+
+    def squash(self, unit: Squash, codes: Tensor) -> Tensor:
+        """Signed codes (..., D) -> codes of the squashed capsules."""
+        return torch.from_numpy(squash(unit, codes.numpy(), self._threads))
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

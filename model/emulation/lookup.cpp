@@ -203,6 +203,25 @@ void redcane_requantize(const int32_t *sums, int16_t *out, int64_t count, int64_
     });
 }
 
+// Codes of `count` capsules of `dim` elements, squashed: docs/numerics.md, Squash
+void redcane_squash(const int16_t *codes, int16_t *out, int64_t count, int64_t dim, const uint16_t *table,
+                    int64_t shift, int64_t zero_point, int64_t low, int64_t high, int32_t threads) {
+    const int32_t half = 1 << (shift - 1);
+    parallel(threads, count, std::max<int64_t>(1, (1 << 16) / dim), [=](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; i++) {
+            const int16_t *q = codes + i * dim;
+            uint32_t n = 0;
+            for (int64_t d = 0; d < dim; d++) n += uint32_t(q[d] * q[d]);
+            const int32_t exponent = n < 32 ? 0 : 31 - __builtin_clz(n);
+            const int32_t gain = table[n < 32 ? n : uint32_t(exponent - 4) * 32 + (n >> (exponent - 5) & 31)];
+            for (int64_t d = 0; d < dim; d++) {
+                const int64_t code = ((q[d] * gain + half) >> shift) + zero_point;
+                out[i * dim + d] = int16_t(std::min(high, std::max(low, code)));
+            }
+        }
+    });
+}
+
 // The bytes of codes as operand b: two's complement, or sign and magnitude for a folded plan
 void redcane_encode(const int16_t *codes, uint8_t *out, int64_t count, int32_t folded) {
     if (folded)

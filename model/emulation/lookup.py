@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model import native
 from model.emulation.plan import Plan
 from model.errors import RedcaneError
-from model.qnetwork import Requantizer
+from model.qnetwork import Requantizer, Squash
 
 LEVELS = ("portable", "avx2", "avx512")
 ENGINE = "REDCANE_EMULATION"  # the environment variable that forces a level, "torch" or, on a GPU, "cuda"
@@ -154,6 +154,18 @@ def requantize(unit: Requantizer, sums: NDArray[np.int32], threads: int) -> NDAr
     unit_constants = (unit.multiplier, unit.shift, unit.zero_point, unit.lo, unit.hi)
     sizes = map(ctypes.c_int64, (sums.size, *unit_constants))
     _library().redcane_requantize(_pointer(sums), _pointer(out), *sizes, ctypes.c_int32(threads))
+    return out
+
+
+def squash(unit: Squash, codes: NDArray[np.int16], threads: int) -> NDArray[np.int16]:
+    """Signed codes (..., D) -> codes of the squashed capsules (docs/numerics.md, Squash)."""
+    codes = np.ascontiguousarray(codes)
+    dim, out = codes.shape[-1], np.empty_like(codes)
+    constants = map(ctypes.c_int64, (unit.shift, unit.out.zero_point, unit.out.lo, unit.out.hi))
+    _library().redcane_squash(
+        _pointer(codes), _pointer(out), ctypes.c_int64(codes.size // dim), ctypes.c_int64(dim), _pointer(unit.table),
+        *constants, ctypes.c_int32(threads),
+    )  # fmt: skip
     return out
 
 
