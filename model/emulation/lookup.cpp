@@ -45,8 +45,8 @@ template <int PLANES, bool FOLDED>
 Kernel at(int32_t level, const Job &job) {
 #ifdef X86
     if (level >= 2) return {micro512<PLANES, FOLDED, PLANES == 3 ? 3 : 4>};
-    if (level == 1 && job.lanes <= FEW && job.rows > job.lanes) return {micro256<PLANES, FOLDED, false>, PICKS};
-    if (level == 1 && job.rows > 2) return {micro256<PLANES, FOLDED, true>, ROWS, SIDE};
+    if (level == 1 && job.lanes <= FEW && job.rows > job.lanes) return {by_lanes256<PLANES>, PICKS};
+    if (level == 1 && job.rows > 2) return {by_rows256<PLANES, FOLDED>, ROWS, SIDE};
 #endif
     return {micro_portable};
 }

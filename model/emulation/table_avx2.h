@@ -10,10 +10,10 @@
 #ifdef X86
 namespace {
 
-constexpr int64_t SIDE = 16;     // side by side
-constexpr int64_t PICKS = 256;   // sums that each of them has at most
-constexpr int64_t ENTRIES = 256; // of a row of the table
-constexpr int TERMS = 2;         // looked up between a load of the sums and their store
+constexpr int64_t SIDE = 16;      // side by side
+constexpr int64_t PICKS = 256;    // sums that each of them has at most
+constexpr int64_t ENTRIES = 256;  // of a row of the table
+constexpr int TERMS = 2;          // looked up between a load of the sums and their store
 
 // The words of either half, 8 x 8: v[i][j] becomes v[j][i]
 AVX2 inline void transpose256(__m256i (&v)[8]) {
@@ -148,47 +148,56 @@ AVX2 inline uint32_t eights(const uint8_t *picks, int64_t count) {
 
 // One or two planes of a table, rows side by side
 template <int PLANES, bool FOLDED>
-AVX2 void by_rows256(const uint16_t *table, int shift, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
-                  int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
+AVX2 void rows_of(const uint16_t *table, int shift, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
+                  int64_t b_term, const uint32_t *used, int64_t lanes, int32_t *sums, int64_t width) {
     static_assert(LANES <= PICKS);
     Sums<PLANES> of;
-    uint32_t used[BLOCK];
-    for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(b + k * b_term, lanes);
     for (; rows > 0; rows -= SIDE, a += SIDE * BLOCK, sums += SIDE * width) {
         of.template add<FOLDED>(table, a, BLOCK, 1, b, b_term, lanes, terms, used);
         of.flush_rows(std::min(SIDE, rows), lanes, shift, sums, width);
     }
 }
 
-// The same, lanes side by side
-template <int PLANES>
-AVX2 void by_lanes256(const uint16_t *turned, int shift, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
-                   int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
-    Sums<PLANES> of;
-    uint8_t by_term[BLOCK * PICKS];
+// A micro-kernel; a has room for the next multiple of sixteen rows
+template <int PLANES, bool FOLDED>
+AVX2 void by_rows256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
+                     int64_t lanes, int32_t *sums, int64_t width) {
+    constexpr int LOW = PLANES == 3 ? 2 : PLANES;
     uint32_t used[BLOCK];
-    for (int64_t m = 0; m < rows; m++)
-        for (int64_t k = 0; k < terms; k++) by_term[k * PICKS + m] = a[m * BLOCK + k];
-    for (int64_t k = 0; k < terms; k++) used[k] = eights<false>(by_term + k * PICKS, rows);
+    for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(b + k * b_term, lanes);
+    rows_of<LOW, FOLDED>(plan.words, 0, a, rows, terms, b, b_term, used, lanes, sums, width);
+    if constexpr (PLANES == 3) {
+        const uint16_t *third = plan.words + ENTRIES * ENTRIES;
+        rows_of<1, FOLDED>(third, 16, a, rows, terms, b, b_term, used, lanes, sums, width);
+    }
+}
+
+// One or two planes of a table, lanes side by side; the rows' bytes are `PICKS` apart from term to term
+template <int PLANES>
+AVX2 void lanes_of(const uint16_t *turned, int shift, const uint8_t *by_term, const uint32_t *used, int64_t rows,
+                   int64_t terms, const uint8_t *b, int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
+    Sums<PLANES> of;
     for (int64_t n = 0; n < lanes; n += SIDE) {
         of.template add<false>(turned, b + n, 1, b_term, by_term, PICKS, rows, terms, used);
         of.flush_lanes(rows, shift, sums + n, width);
     }
 }
 
-// A micro-kernel; a has room for the next multiple of sixteen rows
-template <int PLANES, bool FOLDED, bool BY_ROWS>
-AVX2 void micro256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
-                   int64_t lanes, int32_t *sums, int64_t width) {
-    const auto planes = [&](auto count, int64_t part, int shift) {
-        constexpr int COUNT = decltype(count)::value;
-        if constexpr (BY_ROWS)
-            by_rows256<COUNT, FOLDED>(plan.words + part, shift, a, rows, terms, b, b_term, lanes, sums, width);
-        else
-            by_lanes256<COUNT>(plan.turned + part, shift, a, rows, terms, b, b_term, lanes, sums, width);
-    };
-    planes(std::integral_constant<int, (PLANES == 3 ? 2 : PLANES)>(), 0, 0);
-    if constexpr (PLANES == 3) planes(std::integral_constant<int, 1>(), ENTRIES * ENTRIES, 16);
+// A micro-kernel of at most `PICKS` rows
+template <int PLANES>
+AVX2 void by_lanes256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
+                      int64_t lanes, int32_t *sums, int64_t width) {
+    constexpr int LOW = PLANES == 3 ? 2 : PLANES;
+    uint8_t by_term[BLOCK * PICKS];
+    uint32_t used[BLOCK];
+    for (int64_t m = 0; m < rows; m++)
+        for (int64_t k = 0; k < terms; k++) by_term[k * PICKS + m] = a[m * BLOCK + k];
+    for (int64_t k = 0; k < terms; k++) used[k] = eights<false>(by_term + k * PICKS, rows);
+    lanes_of<LOW>(plan.turned, 0, by_term, used, rows, terms, b, b_term, lanes, sums, width);
+    if constexpr (PLANES == 3) {
+        const uint16_t *third = plan.turned + ENTRIES * ENTRIES;
+        lanes_of<1>(third, 16, by_term, used, rows, terms, b, b_term, lanes, sums, width);
+    }
 }
 
 }  // namespace
