@@ -36,12 +36,13 @@ def fastest(product: Product, terms: NDArray[np.int32], level: str, length: int)
 def cost(plan: Plan, known: dict[str, float]) -> float:
     """Seconds for each term, by what `costs` has measured."""
     count, rank = plan.shape
-    return (known[_planes(count, plan.folded)] if count else 0.0) + rank * known["factor"]
+    lookups = known[_planes(count, plan.folded)] if count else 0.0
+    return lookups + rank * known["factor"] + (known["signs"] if plan.differ else 0.0)
 
 
 @cache
 def costs(level: str, short: bool) -> dict[str, float]:
-    """Seconds of one thread for each term of a short or a long sum: of one factor ("factor"), and of so many planes.
+    """Seconds of one thread for each term of a short or a long sum: of one factor, of so many planes, of the signs.
 
     Kept in the user's cache by compiled library and processor; a damaged file counts as none.
     """
@@ -65,15 +66,16 @@ def _samples() -> dict[str, Plan]:
     """A plan for everything that is measured."""
     rng = np.random.default_rng(0)
 
-    def sample(count: int, folded: bool, rank: int) -> Plan:
+    def sample(count: int, folded: bool, rank: int, differ: int = 0) -> Plan:
         entries = 128 if folded else 256
         planes = rng.integers(0, 256, (256, count, entries)).astype(np.uint8)
-        values = rng.integers(0, max(256**count, 1), (256, 256)).astype(np.int32)
+        values = rng.integers(0, max(256**count, 1), (256, 256)).astype(np.uint16)
         factors = rng.integers(-99, 99, (rank, 256)).astype(np.int16)
-        return Plan(values, np.zeros(256, np.int32), np.zeros(256, np.int32), planes, folded, factors, factors)
+        return Plan(values, np.zeros(256, np.int32), np.zeros(256, np.int32), planes, folded, factors, factors, differ)
 
-    lookups = ((1, True), (2, True), (3, True), (1, False), (2, False))
-    return {"factor": sample(0, False, _FACTORS)} | {_planes(*of): sample(*of, 0) for of in lookups}
+    lookups = ((1, True), (2, True), (1, False), (2, False))
+    others = {"factor": sample(0, False, _FACTORS), "signs": sample(0, True, 0, 1)}
+    return others | {_planes(*of): sample(*of, 0) for of in lookups}
 
 
 def _planes(count: int, folded: bool) -> str:

@@ -1,11 +1,12 @@
 // Exact sums of a product's terms, modulo 2^32:
-// out[m, n] = init[n] + sum over k of (value[a[m, k]][b[k, n]] + row[a[m, k]] + the sum over r of u[r][a] * w[r][k, n])
+// out[m, n] = init[n] + sum over k of (value[a[m, k]][b[k, n]] + row[a[m, k]] + the sum over r of u[r][a] * w[r][k, n]
+//                                      + differ, where the signs of a[m, k] and b[k, n] differ)
 //
 // With AVX-512 (table_avx512.h) an activation's byte a picks a row of the table, which then lies in registers, split
 // into byte planes; a vector of weights' bytes b picks from it, one output channel in each lane. The bytes are summed in
 // 16 bits over at most `BLOCK` terms, then in 32. A "folded" table has 128 entries: bit 7 of b complements what bits 6-0
-// pick (a negated term is its complement plus a constant, and the constants are sums over weights alone: the caller's
-// `init`). With AVX2 one look-up serves sixteen activations or lanes (table_avx2.h).
+// pick: a negated term is its complement plus a constant. These are sums over weights alone, the caller's `init`, or, where
+// a has a sign too, are counted (signs.h). With AVX2 one look-up serves sixteen activations or lanes (table_avx2.h).
 
 #include <atomic>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "helpers.h"
 #include "plan.h"
 #include "products.h"
+#include "signs.h"
 #include "table_avx2.h"
 #include "table_avx512.h"
 
@@ -29,7 +31,7 @@ void micro_portable(const Plan &plan, const uint8_t *a, int64_t rows, int64_t te
                     int64_t lanes, int32_t *sums, int64_t width) {
     for (int64_t m = 0; m < rows; m++, a += BLOCK, sums += width)
         for (int64_t k = 0; k < terms; k++) {
-            const int32_t *row = plan.values + 256 * a[k];
+            const uint16_t *row = plan.values + 256 * a[k];
             for (int64_t n = 0; n < lanes; n++)
                 sums[n] = int32_t(uint32_t(sums[n]) + uint32_t(row[b[k * b_term + n]]));
         }
@@ -44,7 +46,7 @@ struct Kernel {
 template <int PLANES, bool FOLDED>
 Kernel at(int32_t level, const Job &job) {
 #ifdef X86
-    if (level >= 2) return {micro512<PLANES, FOLDED, PLANES == 3 ? 3 : 4>};
+    if (level >= 2) return {micro512<PLANES, FOLDED>};
     if (level == 1 && job.lanes <= FEW && job.rows > job.lanes) return {by_lanes256<PLANES>, PICKS};
     if (level == 1 && job.rows > 2) return {by_rows256<PLANES, FOLDED>, ROWS, SIDE};
 #endif
@@ -55,9 +57,19 @@ Kernel choose_kernel(const Plan &plan, int32_t level, const Job &job) {
     switch (plan.n_planes) {
         case 0: return {};
         case 1: return plan.folded ? at<1, true>(level, job) : at<1, false>(level, job);
-        case 2: return plan.folded ? at<2, true>(level, job) : at<2, false>(level, job);
-        default: return at<3, true>(level, job);
+        default: return plan.folded ? at<2, true>(level, job) : at<2, false>(level, job);
     }
+}
+
+// The top bits of `WORD` bytes
+uint64_t top_bits(const uint8_t *bytes) {
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < WORD; i += 8) {
+        uint64_t eight = 0;
+        for (int64_t j = 0; j < 8; j++) eight |= uint64_t(bytes[i + j]) << 8 * j;
+        bits |= ((eight >> 7 & 0x0101010101010101u) * 0x0102040810204080u >> 56) << i;  // byte j's goes to bit j
+    }
+    return bits;
 }
 
 // Copies terms k0 ... k1 - 1 of one row of operand a
@@ -117,20 +129,26 @@ void multiply(const Tile &t, Products products) {
     }
 }
 
-void compute(const Tile &t, Micro micro, Products products) {
+void compute(const Tile &t, Micro micro, Products products, Signs signs) {
     std::memset(t.sums, 0, sizeof(int32_t) * size_t((t.m1 - t.m0) * t.width));
     if (micro) look_up(t, micro);
     if (t.plan.rank) multiply(t, products);
     const int32_t *init = t.job.init + t.group * t.job.init_group;
-    std::vector<uint8_t> a(size_t(t.plan.row ? t.job.terms : 0));
+    const int64_t words = (t.job.terms + WORD - 1) / WORD;
+    std::vector<uint8_t> a(size_t(words * WORD), 0);
+    std::vector<uint64_t> a_signs(size_t(words), 0);
     for (int64_t m = t.m0; m < t.m1; m++) {
         uint32_t base = 0;
-        if (t.plan.row) {
-            gather_row(t.job, t.group, m, 0, t.job.terms, a.data());
-            for (const uint8_t byte : a) base += uint32_t(t.plan.row[byte]);
+        int32_t *summed = t.sums + (m - t.m0) * t.width - t.n0;
+        if (t.plan.row || t.plan.differ) gather_row(t.job, t.group, m, 0, t.job.terms, a.data());
+        if (t.plan.row)
+            for (int64_t k = 0; k < t.job.terms; k++) base += uint32_t(t.plan.row[a[size_t(k)]]);
+        if (t.plan.differ) {
+            for (int64_t i = 0; i < words; i++) a_signs[size_t(i)] = top_bits(a.data() + i * WORD);
+            const uint64_t *b_signs = t.job.signs + t.group * t.job.signs_group + t.n0;
+            signs(a_signs.data(), b_signs, t.job.lanes, words, t.n1 - t.n0, t.plan.differ, summed + t.n0);
         }
         int32_t *out = t.job.out + t.group * t.job.out_group + m * t.job.out_row;
-        const int32_t *summed = t.sums + (m - t.m0) * t.width - t.n0;
         for (int64_t n = t.n0; n < t.n1; n++) out[n] = int32_t(uint32_t(summed[n]) + uint32_t(init[n]) + base);
     }
 }
@@ -153,14 +171,15 @@ void parallel(int32_t threads, int64_t count, int64_t batch, const Work &work) {
 
 extern "C" {
 
-// The best level that this processor has: 0 portable, 1 AVX2, 2 AVX-512 with VBMI and VNNI
+// The best level that this processor has: 0 portable, 1 AVX2, 2 AVX-512 with VBMI, VNNI and VPOPCNTDQ
 int32_t redcane_level() {
 #ifdef X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
+        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512vpopcntdq"))
         return 2;
-    if (__builtin_cpu_supports("avx2")) return 1;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt")) return 1;
 #endif
     return 0;
 }
@@ -168,6 +187,7 @@ int32_t redcane_level() {
 void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threads) {
     const Kernel kernel = choose_kernel(*plan, level, *job);
     const Products products = choose_products(level);
+    const Signs signs = choose_signs(level);
     const int64_t across = (job->lanes + LANES - 1) / LANES;
     // Few rows are divided so that every thread has some, and as many as the others; each pass over b has its price.
     const int64_t strips = job->groups * across, each = threads > 1 ? 2 * threads : 1;
@@ -186,7 +206,8 @@ void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threa
                      const int64_t n0 = i / down % across * LANES, n1 = std::min(job->lanes, n0 + LANES);
                      if (m0 == m1) continue;
                      const int64_t width = (n1 - n0 + VECTOR - 1) / VECTOR * VECTOR;
-                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, kernel.micro, products);
+                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, kernel.micro,
+                             products, signs);
                  }
              });
 }
@@ -242,6 +263,14 @@ void redcane_pairs(const int16_t *codes, const int16_t *v, int16_t *w, int64_t g
                     const int16_t code = codes[(g * terms + k) * lanes + n];
                     w[(at * VECTOR + n % VECTOR) * 2 + k % 2] = v[256 * r + uint8_t(code)];
                 }
+}
+
+// The signs of codes [groups][terms][lanes]: of term k bit k % WORD of out[g, k / WORD, n]
+void redcane_signs(const int16_t *codes, uint64_t *out, int64_t groups, int64_t terms, int64_t lanes) {
+    for (int64_t g = 0; g < groups; g++, out += (terms + WORD - 1) / WORD * lanes)
+        for (int64_t k = 0; k < terms; k++, codes += lanes)
+            for (int64_t n = 0; n < lanes; n++)
+                out[k / WORD * lanes + n] |= uint64_t(codes[n] < 0) << k % WORD;
 }
 
 // out[g, n] = sum over k of column[b[g, k, n]]: the constants that belong to the weights

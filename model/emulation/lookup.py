@@ -23,6 +23,7 @@ ENGINE = "REDCANE_EMULATION"  # the environment variable that forces a level, "t
 GPU = "cuda"  # its value that is a device
 VECTOR = 64  # lanes at a time
 SLACK = VECTOR  # bytes that the kernel may read beyond operand b
+_WORD = 64  # signs in a word
 _SMALL = 2**20  # terms that are summed before a second thread is worth its start
 
 Bytes = NDArray[np.uint8]
@@ -30,16 +31,16 @@ Bytes = NDArray[np.uint8]
 
 class _Plan(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("values", "planes", "words", "turned", "row", "u")),
-        *((name, ctypes.c_int32) for name in ("n_planes", "folded", "rank")),
+        *((name, ctypes.c_void_p) for name in ("values", "planes", "turned", "row", "u")),
+        *((name, ctypes.c_int32) for name in ("n_planes", "folded", "rank", "differ")),
     )
 
 
 class _Job(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("a", "b", "w", "init", "out", "a_rows")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "w", "signs", "init", "out", "a_rows")),
         *((name, ctypes.c_int64) for name in ("groups", "rows", "terms", "lanes", "segments", "a_segment")),
-        *((name, ctypes.c_int64) for name in ("a_group", "b_group", "w_group", "init_group", "out_group")),
+        *((name, ctypes.c_int64) for name in ("a_group", "b_group", "w_group", "signs_group", "init_group", "out_group")),
         *((name, ctypes.c_int64) for name in ("b_term", "out_row")),
     )
 
@@ -103,7 +104,7 @@ class Shape:
 
 
 class Operand:
-    """Codes of operand b (groups, terms, lanes), laid out for a plan: bytes that look up, and factors to multiply."""
+    """Codes of operand b (groups, terms, lanes), laid out for a plan: bytes that look up, factors to multiply, and signs."""
 
     def __init__(self, plan: Plan, codes: NDArray[np.int16]) -> None:
         groups, terms, lanes = codes.shape
@@ -123,6 +124,10 @@ class Operand:
         if rank:
             factors = (_pointer(codes), _pointer(plan.v), _pointer(self.pairs))
             _library().redcane_pairs(*factors, *map(ctypes.c_int64, (groups, terms, lanes, rank)))
+        self.signs = np.zeros((groups, -(-terms // _WORD) if plan.differ else 0, lanes), np.uint64)
+        if plan.differ:
+            signs = (_pointer(codes), _pointer(self.signs))
+            _library().redcane_signs(*signs, *map(ctypes.c_int64, (groups, terms, lanes)))
 
 
 def sums(
@@ -132,14 +137,14 @@ def sums(
     """out = init + the sums of values, products and rows. Nothing is checked: the caller's shapes must be right."""
     b_group = b.terms * b.lanes if shape.groups > 1 else 0
     job = _Job(
-        *(_pointer(array) for array in (a, b.bytes, b.pairs, init, out, a_rows)),
+        *(_pointer(array) for array in (a, b.bytes, b.pairs, b.signs, init, out, a_rows)),
         *(shape.groups, shape.rows, shape.terms, shape.lanes, shape.segments, shape.a_segment),
-        *(shape.a_group, b_group, b.pairs[0].size, shape.init_group, shape.out_group),
+        *(shape.a_group, b_group, b.pairs[0].size, b.signs[0].size, shape.init_group, shape.out_group),
         *(b.lanes, shape.out_row),
     )
-    tables = (_pointer(plan.values), _pointer(plan.planes), _pointer(plan.words), _pointer(plan.turned))
+    tables = (_pointer(plan.values), _pointer(plan.planes), _pointer(plan.turned))
     given = _Plan(*tables, _pointer(plan.row) if plan.row.any() else None, _pointer(plan.u), plan.shape[0],
-                  plan.folded, plan.shape[1])  # fmt: skip
+                  plan.folded, plan.shape[1], plan.differ)  # fmt: skip
     small = shape.groups * shape.rows * shape.terms * shape.lanes < _SMALL
     _library().redcane_sums(
         ctypes.byref(given), ctypes.byref(job), ctypes.c_int32(LEVELS.index(level)),

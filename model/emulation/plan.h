@@ -11,22 +11,22 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define X86 1
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vnni")))
-#define AVX2 __attribute__((target("avx2")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vnni,avx512vpopcntdq")))
+#define AVX2 __attribute__((target("avx2,popcnt")))
 #endif
 
 extern "C" {
 
 struct Plan {
-    const int32_t *values;  // [256][256], below 2^24: what all but AVX-512 reads
-    const uint8_t *planes;  // [256][planes][entries]: their bytes, the low one first
-    const uint16_t *words;  // [1 or 2][256][256], for AVX2: their low words, and what is above
-    const uint16_t *turned; // the same, row and column exchanged
-    const int32_t *row;     // [256] or null
-    const int16_t *u;       // [rank][256]: a's factors
-    int32_t n_planes;       // 0 ... 3
-    int32_t folded;         // 128 entries, else 256 (and at most 2 planes)
+    const uint16_t *values;  // [256][256], of a's byte and b's: what all but AVX-512 reads
+    const uint8_t *planes;   // [256][planes][entries]: their bytes, the low one first
+    const uint16_t *turned;  // [256][256], of b's byte and a's
+    const int32_t *row;      // [256] or null
+    const int16_t *u;        // [rank][256]: a's factors
+    int32_t n_planes;        // 0 ... 2
+    int32_t folded;          // 128 entries, else 256
     int32_t rank;
+    int32_t differ;  // added where the signs of a and b differ, if it is not 0
 };
 
 // Of each group: `rows` sums over `terms` for each of `lanes`. A row of a is `segments` runs of terms / segments bytes.
@@ -34,12 +34,13 @@ struct Job {
     const uint8_t *a;
     const uint8_t *b;   // [terms][b_term]: what picks from the planes
     const int16_t *w;   // [lanes / VECTOR][rank][pairs of terms][VECTOR][2]: b's factors
+    const uint64_t *signs;  // [words of terms][lanes]: b's signs
     const int32_t *init;
     int32_t *out;
     const int64_t *a_rows;  // [rows]: where each row of a group begins
     int64_t groups, rows, terms, lanes;
     int64_t segments, a_segment;
-    int64_t a_group, b_group, w_group, init_group, out_group;
+    int64_t a_group, b_group, w_group, signs_group, init_group, out_group;
     int64_t b_term;  // from one term's lanes to the next's
     int64_t out_row;
 };
@@ -49,6 +50,7 @@ namespace {
 
 constexpr int64_t LANES = 256;  // of a tile
 constexpr int64_t BLOCK = 128;  // terms at once; 128 * 255 < 2^15: sums of bytes stay signed 16-bit numbers
+constexpr int64_t WORD = 64;    // signs in a word
 constexpr int64_t VECTOR = 64;  // lanes that a micro-kernel's step has; b may be read up to the next multiple
 
 }  // namespace

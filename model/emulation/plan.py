@@ -3,12 +3,13 @@
 A plan takes a term of the bytes (a, b) apart, exactly:
 
     term[a, b] = values[a, b] + row[a] + column[b] + the sum over r of u[r, a] * v[r, b]
+                 + differ, where both operands have signs and those of a and b differ
 
 `values` are cut into byte planes that fit a processor's registers and are looked up; the factors are multiplied. The
-kernel sums the values, the products and the rows; the columns' sums depend on operand b alone and are taken once. All
-is arithmetic modulo 2^32, hence exact where a sum fits 32 bits. The same terms have several plans:
+kernel sums the values, the products and the rows, and counts signs; the columns' sums depend on operand b alone and are
+taken once. All is arithmetic modulo 2^32, hence exact where a sum fits 32 bits. The same terms have several plans:
 
-- `table`: all is looked up, in two planes (three where both operands have signs and products exceed 15 bits);
+- `table`: all is looked up, in one plane or two;
 - `error`: an exact product, and what the multiplier errs by is looked up in one plane;
 - `factors`: nothing is looked up; an exact multiplier has one factor, several real ones have few.
 """
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.emulation.factors import Factors, factorise
-from model.emulation.terms import exact_terms
+from model.emulation.terms import code_values, exact_terms
 from model.errors import RedcaneError
 from model.qnetwork import Product
 
@@ -35,13 +36,14 @@ Terms = NDArray[np.int32]
 class Plan:
     """One product's terms as the kernel reads them. `folded`: b is sign and magnitude, its sign a complement."""
 
-    values: NDArray[np.int32]  # (256, 256) [a, b], below 2^(8 planes)
+    values: NDArray[np.uint16]  # (256, 256) [a, b], below 2^(8 planes)
     row: NDArray[np.int32]  # (256,)
     column: NDArray[np.int32]  # (256,), of the byte that the plan wants of b
     planes: NDArray[np.uint8]  # (256, planes, entries)
     folded: bool
     u: NDArray[np.int16]  # (R, 256), of the byte of a
     v: NDArray[np.int16]  # (R, 256), of the byte of b in two's complement
+    differ: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,15 +51,9 @@ class Plan:
         return self.planes.shape[1], len(self.u)
 
     @cached_property
-    def words(self) -> NDArray[np.uint16]:
-        """The low words of the values, and what is above where there are three planes: (0 ... 2, 256, 256)."""
-        parts = (self.values & 0xFFFF, self.values >> 16)[: -(-self.planes.shape[1] // 2)]
-        return np.array(parts, np.uint16).reshape(-1, 256, 256)
-
-    @cached_property
     def turned(self) -> NDArray[np.uint16]:
-        """The same, row and column exchanged."""
-        return np.ascontiguousarray(self.words.mT)
+        """The values [b, a]."""
+        return np.ascontiguousarray(self.values.T)
 
 
 def table_plan(product: Product, terms: Terms) -> Plan:
@@ -65,7 +61,7 @@ def table_plan(product: Product, terms: Terms) -> Plan:
 
     Raises RedcaneError when no byte planes can hold the terms.
     """
-    plan = _plan(product, terms.astype(np.int64), None, 3)
+    plan = _plan(product, terms.astype(np.int64), None, 2)
     if plan is None:
         raise RedcaneError(f"{product.component}: its terms do not fit the planes of a table")
     return plan
@@ -89,8 +85,17 @@ def plans(product: Product, terms: Terms, most: int) -> list[Plan]:
 def _plan(product: Product, rest: NDArray[np.int64], factors: Factors | None, most: int) -> Plan | None:
     """The plan of the factors, and of the rest by look-ups in at most so many planes; None where it takes more."""
     folded = product.format == "sign-magnitude" and product.b.kind == "signed"
-    row, column = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    if folded:  # -x = ~x + a constant
+    row, column, differ = np.zeros(256, np.int64), np.zeros(256, np.int64), 0
+    if folded and product.a.kind == "signed":  # -x = ~x + a constant: where signs differ
+        a = code_values(product.a)
+        magnitudes = rest[np.ix_(np.abs(a), range(128))]
+        column[:], widest = magnitudes.min(), np.ptp(magnitudes)
+        values = magnitudes - magnitudes.min()
+        top = 2 ** (8 * _bytes(int(widest))) - 1
+        values = np.where(a[:, None] < 0, top - values, values)
+        values = np.concatenate([values, top - values], axis=1)
+        differ = int(-2 * magnitudes.min() - top)
+    elif folded:  # where b is negative
         lowest, widest = rest[:, :128].min(), np.ptp(rest[:, :128])
         values = rest[:, :128] - lowest
         top = 2 ** (8 * _bytes(int(widest))) - 1
@@ -103,17 +108,18 @@ def _plan(product: Product, rest: NDArray[np.int64], factors: Factors | None, mo
         values = rest - column - row[:, None]
         widest = values.max()
     count, entries = _bytes(int(widest)), 128 if folded else 256
-    if count > min(most, 3 if folded else 2):
+    if count > most:
         return None
     if factors is not None:
         row, column = row + factors.row, column + factors.column[_two_s_complement(folded)]
-    planes = np.stack([(values[:, :entries] >> 8 * i) & 255 for i in range(3)], axis=1).astype(np.uint8)[:, :count]
+    planes = np.stack([(values[:, :entries] >> 8 * i) & 255 for i in range(2)], axis=1).astype(np.uint8)[:, :count]
     none = np.zeros((0, 256), np.int64)
     return Plan(
-        values.astype(np.int32), row.astype(np.int32), column.astype(np.int32),
+        values.astype(np.uint16), row.astype(np.int32), column.astype(np.int32),
         np.ascontiguousarray(planes), folded,
         (none if factors is None else factors.u).astype(np.int16),
         (none if factors is None else factors.v).astype(np.int16),
+        differ,
     )  # fmt: skip
 
 

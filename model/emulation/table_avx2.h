@@ -56,8 +56,8 @@ class Sums {
         }
     }
 
-    // Adds 2^shift times the sums where each side has a row
-    AVX2 void flush_rows(int64_t sides, int64_t count, int shift, int32_t *sums, int64_t width) const {
+    // Adds the sums where each side has a row
+    AVX2 void flush_rows(int64_t sides, int64_t count, int32_t *sums, int64_t width) const {
         for (int64_t n = 0; n < count; n += 8) {
             __m256i bytes[2][8];
             UNROLLED for (int i = 0; i < 8; i++) of(n + i, bytes[0][i], bytes[1][i]);
@@ -66,19 +66,19 @@ class Sums {
             for (int64_t m = 0; m < sides; m++) {
                 const auto *below = reinterpret_cast<const __m128i *>(&bytes[0][m % 8]) + m / 8;
                 const auto *above = reinterpret_cast<const __m128i *>(&bytes[1][m % 8]) + m / 8;
-                accumulate(*below, *above, shift, sums + m * width + n);
+                accumulate(*below, *above, sums + m * width + n);
             }
         }
     }
 
     // The same where each side has a lane
-    AVX2 void flush_lanes(int64_t count, int shift, int32_t *sums, int64_t width) const {
+    AVX2 void flush_lanes(int64_t count, int32_t *sums, int64_t width) const {
         for (int64_t m = 0; m < count; m++) {
             __m256i below, above;
             of(m, below, above);
             UNROLLED for (int i = 0; i < 2; i++)
                 accumulate(reinterpret_cast<const __m128i *>(&below)[i], reinterpret_cast<const __m128i *>(&above)[i],
-                           shift, sums + m * width + 8 * i);
+                           sums + m * width + 8 * i);
         }
     }
 
@@ -128,11 +128,11 @@ class Sums {
         below = _mm256_sub_epi16(low_[n], _mm256_slli_epi16(above, 8));
     }
 
-    AVX2 static void accumulate(__m128i below, __m128i above, int shift, int32_t *to) {
+    AVX2 static void accumulate(__m128i below, __m128i above, int32_t *to) {
         const __m256i sum =
             _mm256_add_epi32(_mm256_cvtepu16_epi32(below), _mm256_slli_epi32(_mm256_cvtepu16_epi32(above), 8));
         auto *place = reinterpret_cast<__m256i *>(to);
-        _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), _mm256_slli_epi32(sum, shift)));
+        _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), sum));
     }
 
     __m256i laid_[TERMS][ENTRIES], low_[PICKS], high_[PICKS];
@@ -146,57 +146,33 @@ AVX2 inline uint32_t eights(const uint8_t *picks, int64_t count) {
     return used;
 }
 
-// One or two planes of a table, rows side by side
-template <int PLANES, bool FOLDED>
-AVX2 void rows_of(const uint16_t *table, int shift, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
-                  int64_t b_term, const uint32_t *used, int64_t lanes, int32_t *sums, int64_t width) {
-    static_assert(LANES <= PICKS);
-    Sums<PLANES> of;
-    for (; rows > 0; rows -= SIDE, a += SIDE * BLOCK, sums += SIDE * width) {
-        of.template add<FOLDED>(table, a, BLOCK, 1, b, b_term, lanes, terms, used);
-        of.flush_rows(std::min(SIDE, rows), lanes, shift, sums, width);
-    }
-}
-
-// A micro-kernel; a has room for the next multiple of sixteen rows
+// A micro-kernel, rows side by side; a has room for the next multiple of sixteen rows
 template <int PLANES, bool FOLDED>
 AVX2 void by_rows256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                      int64_t lanes, int32_t *sums, int64_t width) {
-    constexpr int LOW = PLANES == 3 ? 2 : PLANES;
+    static_assert(LANES <= PICKS);
     uint32_t used[BLOCK];
     for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(b + k * b_term, lanes);
-    rows_of<LOW, FOLDED>(plan.words, 0, a, rows, terms, b, b_term, used, lanes, sums, width);
-    if constexpr (PLANES == 3) {
-        const uint16_t *third = plan.words + ENTRIES * ENTRIES;
-        rows_of<1, FOLDED>(third, 16, a, rows, terms, b, b_term, used, lanes, sums, width);
-    }
-}
-
-// One or two planes of a table, lanes side by side; the rows' bytes are `PICKS` apart from term to term
-template <int PLANES>
-AVX2 void lanes_of(const uint16_t *turned, int shift, const uint8_t *by_term, const uint32_t *used, int64_t rows,
-                   int64_t terms, const uint8_t *b, int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
     Sums<PLANES> of;
-    for (int64_t n = 0; n < lanes; n += SIDE) {
-        of.template add<false>(turned, b + n, 1, b_term, by_term, PICKS, rows, terms, used);
-        of.flush_lanes(rows, shift, sums + n, width);
+    for (; rows > 0; rows -= SIDE, a += SIDE * BLOCK, sums += SIDE * width) {
+        of.template add<FOLDED>(plan.values, a, BLOCK, 1, b, b_term, lanes, terms, used);
+        of.flush_rows(std::min(SIDE, rows), lanes, sums, width);
     }
 }
 
-// A micro-kernel of at most `PICKS` rows
+// A micro-kernel of at most `PICKS` rows, lanes side by side
 template <int PLANES>
 AVX2 void by_lanes256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                       int64_t lanes, int32_t *sums, int64_t width) {
-    constexpr int LOW = PLANES == 3 ? 2 : PLANES;
     uint8_t by_term[BLOCK * PICKS];
     uint32_t used[BLOCK];
     for (int64_t m = 0; m < rows; m++)
         for (int64_t k = 0; k < terms; k++) by_term[k * PICKS + m] = a[m * BLOCK + k];
     for (int64_t k = 0; k < terms; k++) used[k] = eights<false>(by_term + k * PICKS, rows);
-    lanes_of<LOW>(plan.turned, 0, by_term, used, rows, terms, b, b_term, lanes, sums, width);
-    if constexpr (PLANES == 3) {
-        const uint16_t *third = plan.turned + ENTRIES * ENTRIES;
-        lanes_of<1>(third, 16, by_term, used, rows, terms, b, b_term, lanes, sums, width);
+    Sums<PLANES> of;
+    for (int64_t n = 0; n < lanes; n += SIDE) {
+        of.template add<false>(plan.turned, b + n, 1, b_term, by_term, PICKS, rows, terms, used);
+        of.flush_lanes(rows, sums + n, width);
     }
 }
 

@@ -12,7 +12,7 @@ namespace {
 template <int PLANES>
 AVX512 inline void flush512(const __m512i (&all)[PLANES], const __m512i (&odd)[PLANES], int32_t *sums) {
     const __m512i weights = _mm512_set1_epi32(256 << 16 | 1), zero = _mm512_setzero_si512();
-    __m512i low[3] = {zero, zero, zero}, high[3] = {zero, zero, zero};  // words, in each 128 bits 8 lanes of its 16
+    __m512i low[2] = {zero, zero}, high[2] = {zero, zero};  // words, in each 128 bits 8 lanes of its 16
     UNROLLED for (int i = 0; i < PLANES; i++) {
         const __m512i even = _mm512_sub_epi16(all[i], _mm512_slli_epi16(odd[i], 8));
         low[i] = _mm512_unpacklo_epi16(even, odd[i]);
@@ -22,12 +22,6 @@ AVX512 inline void flush512(const __m512i (&all)[PLANES], const __m512i (&odd)[P
                     _mm512_madd_epi16(_mm512_unpackhi_epi16(low[0], low[1]), weights),
                     _mm512_madd_epi16(_mm512_unpacklo_epi16(high[0], high[1]), weights),
                     _mm512_madd_epi16(_mm512_unpackhi_epi16(high[0], high[1]), weights)};
-    if constexpr (PLANES == 3) {  // zero below, the plane above: times 2^16
-        q[0] = _mm512_add_epi32(q[0], _mm512_unpacklo_epi16(zero, low[2]));
-        q[1] = _mm512_add_epi32(q[1], _mm512_unpackhi_epi16(zero, low[2]));
-        q[2] = _mm512_add_epi32(q[2], _mm512_unpacklo_epi16(zero, high[2]));
-        q[3] = _mm512_add_epi32(q[3], _mm512_unpackhi_epi16(zero, high[2]));
-    }
     // q[t] holds lanes 16 i + 4 t ... + 3 in its 128 bits i: transpose
     const __m512i r0 = _mm512_shuffle_i32x4(q[0], q[1], 0x44), r1 = _mm512_shuffle_i32x4(q[2], q[3], 0x44);
     const __m512i r2 = _mm512_shuffle_i32x4(q[0], q[1], 0xee), r3 = _mm512_shuffle_i32x4(q[2], q[3], 0xee);
@@ -68,17 +62,16 @@ AVX512 inline void wide512(const uint8_t *table, const uint8_t *a, int64_t terms
     UNROLLED for (int v = 0; v < WIDE; v++) flush512<PLANES>(all[v], odd[v], sums + 64 * v);
 }
 
-template <int PLANES, bool FOLDED, int WIDE>
+template <int PLANES, bool FOLDED>
 AVX512 void micro512(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                      int64_t lanes, int32_t *sums, int64_t width) {
     for (; rows > 1; rows--, a += BLOCK, sums += width)
-        micro512<PLANES, FOLDED, WIDE>(plan, a, 1, terms, b, b_term, lanes, sums, width);
+        micro512<PLANES, FOLDED>(plan, a, 1, terms, b, b_term, lanes, sums, width);
     int64_t n = 0;
-    for (; n + VECTOR * (WIDE - 1) < lanes; n += VECTOR * WIDE)
-        wide512<PLANES, FOLDED, WIDE>(plan.planes, a, terms, b + n, b_term, sums + n);
-    if constexpr (WIDE > 2)
-        for (; n + VECTOR < lanes; n += VECTOR * 2)
-            wide512<PLANES, FOLDED, 2>(plan.planes, a, terms, b + n, b_term, sums + n);
+    for (; n + VECTOR * 3 < lanes; n += VECTOR * 4)
+        wide512<PLANES, FOLDED, 4>(plan.planes, a, terms, b + n, b_term, sums + n);
+    for (; n + VECTOR < lanes; n += VECTOR * 2)
+        wide512<PLANES, FOLDED, 2>(plan.planes, a, terms, b + n, b_term, sums + n);
     for (; n < lanes; n += VECTOR) wide512<PLANES, FOLDED, 1>(plan.planes, a, terms, b + n, b_term, sums + n);
 }
 
