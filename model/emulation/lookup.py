@@ -40,8 +40,8 @@ class _Job(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("a", "b", "w", "signs", "init", "out", "a_rows")),
         *((name, ctypes.c_int64) for name in ("groups", "rows", "terms", "lanes", "segments", "a_segment")),
-        *((name, ctypes.c_int64) for name in ("a_group", "b_group", "w_group", "signs_group", "init_group", "out_group")),
-        *((name, ctypes.c_int64) for name in ("b_term", "out_row")),
+        *((name, ctypes.c_int64) for name in ("a_group", "b_group", "w_group", "signs_group")),
+        *((name, ctypes.c_int64) for name in ("init_group", "out_group", "b_term", "out_row")),
     )
 
 
@@ -104,7 +104,7 @@ class Shape:
 
 
 class Operand:
-    """Codes of operand b (groups, terms, lanes), laid out for a plan: bytes that look up, factors to multiply, and signs."""
+    """Codes of operand b (groups, terms, lanes), laid out for a plan: bytes that look up, factors, and signs."""
 
     def __init__(self, plan: Plan, codes: NDArray[np.int16]) -> None:
         groups, terms, lanes = codes.shape

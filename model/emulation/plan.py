@@ -88,7 +88,7 @@ def _plan(product: Product, rest: NDArray[np.int64], factors: Factors | None, mo
     row, column, differ = np.zeros(256, np.int64), np.zeros(256, np.int64), 0
     if folded and product.a.kind == "signed":  # -x = ~x + a constant: where signs differ
         a = code_values(product.a)
-        magnitudes = rest[np.ix_(np.abs(a), range(128))]
+        magnitudes = rest[np.abs(a), :128]
         column[:], widest = magnitudes.min(), np.ptp(magnitudes)
         values = magnitudes - magnitudes.min()
         top = 2 ** (8 * _bytes(int(widest))) - 1
