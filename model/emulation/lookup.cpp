@@ -61,15 +61,11 @@ Kernel choose_kernel(const Plan &plan, int32_t level, const Job &job) {
     }
 }
 
-// The top bits of `WORD` bytes
-uint64_t top_bits(const uint8_t *bytes) {
-    uint64_t bits = 0;
-    for (int64_t i = 0; i < WORD; i += 8) {
-        uint64_t eight = 0;
-        for (int64_t j = 0; j < 8; j++) eight |= uint64_t(bytes[i + j]) << 8 * j;
-        bits |= ((eight >> 7 & 0x0101010101010101u) * 0x0102040810204080u >> 56) << i;  // byte j's goes to bit j
-    }
-    return bits;
+// The top bits of eight bytes
+uint8_t top_bits(const uint8_t *bytes) {
+    uint64_t eight = 0;
+    for (int64_t j = 0; j < 8; j++) eight |= uint64_t(bytes[j]) << 8 * j;
+    return uint8_t((eight >> 7 & 0x0101010101010101u) * 0x0102040810204080u >> 56);  // byte j's goes to bit j
 }
 
 // Copies terms k0 ... k1 - 1 of one row of operand a
@@ -134,9 +130,8 @@ void compute(const Tile &t, Micro micro, Products products, Signs signs) {
     if (micro) look_up(t, micro);
     if (t.plan.rank) multiply(t, products);
     const int32_t *init = t.job.init + t.group * t.job.init_group;
-    const int64_t words = (t.job.terms + WORD - 1) / WORD;
-    std::vector<uint8_t> a(size_t(words * WORD), 0);
-    std::vector<uint64_t> a_signs(size_t(words), 0);
+    const int64_t eights = (t.job.terms + 7) / 8;
+    std::vector<uint8_t> a(size_t(8 * eights), 0), a_signs(size_t(eights), 0);
     for (int64_t m = t.m0; m < t.m1; m++) {
         uint32_t base = 0;
         int32_t *summed = t.sums + (m - t.m0) * t.width - t.n0;
@@ -144,9 +139,9 @@ void compute(const Tile &t, Micro micro, Products products, Signs signs) {
         if (t.plan.row)
             for (int64_t k = 0; k < t.job.terms; k++) base += uint32_t(t.plan.row[a[size_t(k)]]);
         if (t.plan.differ) {
-            for (int64_t i = 0; i < words; i++) a_signs[size_t(i)] = top_bits(a.data() + i * WORD);
-            const uint64_t *b_signs = t.job.signs + t.group * t.job.signs_group + t.n0;
-            signs(a_signs.data(), b_signs, t.job.lanes, words, t.n1 - t.n0, t.plan.differ, summed + t.n0);
+            for (int64_t i = 0; i < eights; i++) a_signs[size_t(i)] = top_bits(a.data() + 8 * i);
+            const uint8_t *b_signs = t.job.signs + t.group * t.job.signs_group + t.n0;
+            signs(a_signs.data(), b_signs, t.job.lanes, eights, t.n1 - t.n0, t.plan.differ, summed + t.n0);
         }
         int32_t *out = t.job.out + t.group * t.job.out_group + m * t.job.out_row;
         for (int64_t n = t.n0; n < t.n1; n++) out[n] = int32_t(uint32_t(summed[n]) + uint32_t(init[n]) + base);
@@ -171,15 +166,14 @@ void parallel(int32_t threads, int64_t count, int64_t batch, const Work &work) {
 
 extern "C" {
 
-// The best level that this processor has: 0 portable, 1 AVX2, 2 AVX-512 with VBMI, VNNI and VPOPCNTDQ
+// The best level that this processor has: 0 portable, 1 AVX2, 2 AVX-512 with VBMI and VNNI
 int32_t redcane_level() {
 #ifdef X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
-        __builtin_cpu_supports("avx512vpopcntdq"))
+        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
         return 2;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt")) return 1;
+    if (__builtin_cpu_supports("avx2")) return 1;
 #endif
     return 0;
 }
@@ -265,12 +259,11 @@ void redcane_pairs(const int16_t *codes, const int16_t *v, int16_t *w, int64_t g
                 }
 }
 
-// The signs of codes [groups][terms][lanes]: of term k bit k % WORD of out[g, k / WORD, n]
-void redcane_signs(const int16_t *codes, uint64_t *out, int64_t groups, int64_t terms, int64_t lanes) {
-    for (int64_t g = 0; g < groups; g++, out += (terms + WORD - 1) / WORD * lanes)
+// The signs of codes [groups][terms][lanes]: of term k bit k % 8 of out[g, k / 8, n]
+void redcane_signs(const int16_t *codes, uint8_t *out, int64_t groups, int64_t terms, int64_t lanes) {
+    for (int64_t g = 0; g < groups; g++, out += (terms + 7) / 8 * lanes)
         for (int64_t k = 0; k < terms; k++, codes += lanes)
-            for (int64_t n = 0; n < lanes; n++)
-                out[k / WORD * lanes + n] |= uint64_t(codes[n] < 0) << k % WORD;
+            for (int64_t n = 0; n < lanes; n++) out[k / 8 * lanes + n] |= uint8_t((codes[n] < 0) << k % 8);
 }
 
 // out[g, n] = sum over k of column[b[g, k, n]]: the constants that belong to the weights

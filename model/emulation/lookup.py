@@ -22,8 +22,7 @@ LEVELS = ("portable", "avx2", "avx512")
 ENGINE = "REDCANE_EMULATION"  # the environment variable that forces a level, "torch" or, on a GPU, "cuda"
 GPU = "cuda"  # its value that is a device
 VECTOR = 64  # lanes at a time
-SLACK = VECTOR  # bytes that the kernel may read beyond operand b
-_WORD = 64  # signs in a word
+SLACK = VECTOR  # bytes that the kernel may read beyond operand b's
 _SMALL = 2**20  # terms that are summed before a second thread is worth its start
 
 Bytes = NDArray[np.uint8]
@@ -124,7 +123,8 @@ class Operand:
         if rank:
             factors = (_pointer(codes), _pointer(plan.v), _pointer(self.pairs))
             _library().redcane_pairs(*factors, *map(ctypes.c_int64, (groups, terms, lanes, rank)))
-        self.signs = np.zeros((groups, -(-terms // _WORD) if plan.differ else 0, lanes), np.uint64)
+        eights = -(-terms // 8) if plan.differ else 0
+        self.signs = np.zeros(groups * eights * lanes + SLACK, np.uint8)
         if plan.differ:
             signs = (_pointer(codes), _pointer(self.signs))
             _library().redcane_signs(*signs, *map(ctypes.c_int64, (groups, terms, lanes)))
@@ -136,10 +136,11 @@ def sums(
 ) -> None:  # fmt: skip
     """out = init + the sums of values, products and rows. Nothing is checked: the caller's shapes must be right."""
     b_group = b.terms * b.lanes if shape.groups > 1 else 0
+    signs_group = -(-b.terms // 8) * b.lanes
     job = _Job(
         *(_pointer(array) for array in (a, b.bytes, b.pairs, b.signs, init, out, a_rows)),
         *(shape.groups, shape.rows, shape.terms, shape.lanes, shape.segments, shape.a_segment),
-        *(shape.a_group, b_group, b.pairs[0].size, b.signs[0].size, shape.init_group, shape.out_group),
+        *(shape.a_group, b_group, b.pairs[0].size, signs_group, shape.init_group, shape.out_group),
         *(b.lanes, shape.out_row),
     )
     tables = (_pointer(plan.values), _pointer(plan.planes), _pointer(plan.turned))

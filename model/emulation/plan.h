@@ -11,8 +11,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define X86 1
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vnni,avx512vpopcntdq")))
-#define AVX2 __attribute__((target("avx2,popcnt")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vnni")))
+#define AVX2 __attribute__((target("avx2")))
 #endif
 
 extern "C" {
@@ -34,7 +34,7 @@ struct Job {
     const uint8_t *a;
     const uint8_t *b;   // [terms][b_term]: what picks from the planes
     const int16_t *w;   // [lanes / VECTOR][rank][pairs of terms][VECTOR][2]: b's factors
-    const uint64_t *signs;  // [words of terms][lanes]: b's signs
+    const uint8_t *signs;   // [eights of terms][lanes]: b's signs
     const int32_t *init;
     int32_t *out;
     const int64_t *a_rows;  // [rows]: where each row of a group begins
@@ -50,7 +50,6 @@ namespace {
 
 constexpr int64_t LANES = 256;  // of a tile
 constexpr int64_t BLOCK = 128;  // terms at once; 128 * 255 < 2^15: sums of bytes stay signed 16-bit numbers
-constexpr int64_t WORD = 64;    // signs in a word
 constexpr int64_t VECTOR = 64;  // lanes that a micro-kernel's step has; b may be read up to the next multiple
 
 }  // namespace
