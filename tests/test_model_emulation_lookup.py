@@ -148,16 +148,19 @@ def test_convolutions(
     conv = QConv(weights, bias, stride, product, padding)
     network = QNetwork(x.shape[1:], product.a, (QConvLayer("conv", conv),), {product.component: table})
     unit = KernelSums(network, {"conv.mac": term_table(product, table)}, level, nth_plan(which))
+    requantizer = Requantizer(40_000 + seed % 20_000, 16 + seed % 16, seed % 9, -127, 127)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         with unit.prepared():
             found = unit.convolution("conv.mac", conv, torch.from_numpy(x))
+            requantized = unit.convolution("conv.mac", conv, torch.from_numpy(x), requantizer)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
     for image, sums in zip(x, found.numpy(), strict=True):
         np.testing.assert_array_equal(sums, reference.convolution(conv, table, image))
+    np.testing.assert_array_equal(requantized.numpy(), requantizer(found.numpy()))
 
 
 @levels
@@ -182,10 +185,12 @@ def test_class_capsules(
     transposed = {key: torch.from_numpy(table.T.copy()) for key, table in terms.items()}
     units = KernelSums(network, terms, level, nth_plan(which)), GatherSums(transposed)
 
-    u = codes(rng, votes.a, (count, inputs, dim_in))
+    u, requantizer = codes(rng, votes.a, (count, inputs, dim_in)), Requantizer(50_001, 20, -3, -127, 127)
     wanted = reference.products(votes, of[votes.component], u[..., None, None], weights).sum(axis=2)
     for unit in units:
         np.testing.assert_array_equal(unit.votes(layer, torch.from_numpy(u)).numpy(), wanted)
+        requantized = unit.votes(layer, torch.from_numpy(u), requantizer).numpy()
+        np.testing.assert_array_equal(requantized, requantizer(wanted))
 
     # The two readers of the votes share a coding in a network; here each is drawn, and reads codes of its own.
     for product, at in ((weighing, 0), (agreeing, 1)):
@@ -201,15 +206,17 @@ def test_class_capsules(
             np.testing.assert_array_equal(found.numpy(), wanted)
 
 
-@pytest.mark.skipif(BEST is None, reason="no C++ compiler")
+@levels
 @given(seeds, st.integers(2**15, 2**16 - 1), st.integers(1, 47), st.integers(0, 255), st.integers(1, 3))
 @settings(max_examples=50, deadline=None)
-def test_requantisation(seed: int, multiplier: int, shift: int, zero: int, threads: int) -> None:
+def test_requantisation(level: str, seed: int, multiplier: int, shift: int, zero: int, threads: int) -> None:
     rng = np.random.default_rng(seed)
     unit = Requantizer(multiplier, shift, zero, *((-127, 127) if seed % 2 else (zero, 255)))
     sums = rng.integers(-(2**31), 2**31, (3, 41)) >> rng.integers(0, 31, (3, 41))
     sums[0, :2] = -(2**31), 2**31 - 1
-    found = lookup.requantize(unit, sums.astype(np.int32), threads)
+    ties = (((2 * rng.integers(-300, 300, 41) + 1) << shift) // (2 * multiplier)) + rng.integers(-1, 2, 41)
+    sums[1] = np.clip(ties, -(2**31), 2**31 - 1)  # where the rounded code changes
+    found = lookup.requantize(unit, sums.astype(np.int32), level, threads)
     np.testing.assert_array_equal(found, unit(sums))
 
 
@@ -316,11 +323,11 @@ import numpy as np
 from model.emulation.lookup import requantize
 from model.qnetwork import Requantizer
 unit, sums = Requantizer(2**15, 20, 0, -127, 127), np.arange(-2**19, 2**19, dtype=np.int32)
-wanted, wrong = requantize(unit, sums, 1), []
+wanted, wrong = requantize(unit, sums, "portable", 1), []
 
 def work():
     for _ in range(50):
-        if not np.array_equal(requantize(unit, sums, 3), wanted):
+        if not np.array_equal(requantize(unit, sums, "portable", 3), wanted):
             wrong.append(1)
 
 callers = [threading.Thread(target=work) for _ in range(3)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from model.qnetwork import (
     QConvCaps3D,
     QNetwork,
     QPrimaryCaps,
+    Requantizer,
     Routed,
     convolution_of,
 )
@@ -127,51 +129,63 @@ class Emulator:
         self, layers: Iterable[tuple[Layer, tuple[str, ...]]], trace: dict[str, Tensor], observe: Observer | None
     ) -> None:
         """Add to `trace` the boundaries of layers, each with the names of those that it reads."""
-        seen = observe or (lambda key, iteration, accumulators: None)
         for layer, sources in layers:
             x = [trace[source] for source in sources]
             if isinstance(layer, QClassCaps):
                 capsules = [u.reshape(len(u), -1, layer.weights.shape[1]) for u in x]
-                self._class_capsules(layer, torch.cat(capsules, dim=1), trace, seen)
+                self._class_capsules(layer, torch.cat(capsules, dim=1), trace, observe)
             elif isinstance(layer, QConvCaps3D):
-                self._conv_capsules_3d(layer, x[0], trace, seen)
+                self._conv_capsules_3d(layer, x[0], trace, observe)
             elif isinstance(layer, QAdd):
                 trace[f"{layer.name}.add"] = add(layer.adder, x[0], x[1].reshape(x[0].shape))
             else:
                 key = f"{layer.name}.mac"
-                accumulators = self._sums.convolution(key, layer.conv, x[0].flatten(3))
-                seen(key, 0, accumulators)
-                maps = trace[key] = self._sums.requantize(layer.conv.mac.requantizer, accumulators)
+                sums = partial(self._sums.convolution, key, layer.conv, x[0].flatten(3))
+                maps = trace[key] = self._codes(key, sums, layer.conv.mac.requantizer, observe)
                 if isinstance(layer, QPrimaryCaps):
                     grid = maps.shape[1:3] if isinstance(layer, QConvCaps) else ()
                     s = maps.reshape(len(maps), *grid, -1, layer.capsule_dim)
                     trace[f"{layer.name}.squash"] = self._sums.squash(layer.squash, s)
 
-    def _conv_capsules_3d(self, layer: QConvCaps3D, u: Tensor, trace: dict[str, Tensor], seen: Observer) -> None:
+    def _codes(
+        self, key: str, sums: Callable[[Requantizer | None], Tensor], unit: Requantizer, observe: Observer | None
+    ) -> Tensor:
+        """The codes that `unit` makes of sums, of which an engine makes codes itself unless they are observed."""
+        if observe is None:
+            return sums(unit)
+        accumulators = sums(None)
+        observe(key, 0, accumulators)
+        return self._sums.requantize(unit, accumulators)
+
+    def _conv_capsules_3d(
+        self, layer: QConvCaps3D, u: Tensor, trace: dict[str, Tensor], observe: Observer | None
+    ) -> None:
         """Capsules u (N, H, W, I, Din): votes (N, H * W, I, J, D), routed at every position as if it were an image."""
         n, height, width, inputs, _ = u.shape
         key = f"{layer.name}.votes"
         by_type = u.permute(0, 3, 1, 2, 4).reshape(n * inputs, height, width, -1)
-        accumulators = self._sums.convolution(key, layer.conv, by_type)  # (N * I, H, W, J * D)
-        accumulators = accumulators.view(n, inputs, height * width, -1).transpose(1, 2).contiguous()
-        seen(key, 0, accumulators)
-        votes = self._sums.requantize(layer.conv.mac.requantizer, accumulators)
+
+        def sums(unit: Requantizer | None) -> Tensor:
+            by_input = self._sums.convolution(key, layer.conv, by_type, unit)  # (N * I, H, W, J * D)
+            return by_input.view(n, inputs, height * width, -1).transpose(1, 2).contiguous()
+
+        votes = self._codes(key, sums, layer.conv.mac.requantizer, observe)
         votes = trace[key] = votes.view(n, height * width, inputs, -1, layer.capsule_dim)
         found: dict[str, Tensor] = {}
-        self._route(layer, votes.flatten(0, 1), found, seen)
+        self._route(layer, votes.flatten(0, 1), found, observe)
         trace |= {name: tensor.unflatten(0, (n, height * width)) for name, tensor in found.items()}
 
-    def _class_capsules(self, layer: QClassCaps, u: Tensor, trace: dict[str, Tensor], seen: Observer) -> None:
+    def _class_capsules(self, layer: QClassCaps, u: Tensor, trace: dict[str, Tensor], observe: Observer | None) -> None:
         """Capsules u (N, I, Din) -> class capsules (N, J, D) of every iteration."""
-        accumulators = self._sums.votes(layer, u)
-        seen(f"{layer.name}.votes", 0, accumulators)
-        votes = trace[f"{layer.name}.votes"] = self._sums.requantize(layer.votes.requantizer, accumulators)
-        self._route(layer, votes, trace, seen)
+        key = f"{layer.name}.votes"
+        votes = trace[key] = self._codes(key, partial(self._sums.votes, layer, u), layer.votes.requantizer, observe)
+        self._route(layer, votes, trace, observe)
         v = trace[layer.output].long() - layer.squash.out.zero_point
         trace["class"] = (v**2).sum(dim=-1).argmax(dim=-1)
 
-    def _route(self, layer: Routed, votes: Tensor, trace: dict[str, Tensor], seen: Observer) -> None:
+    def _route(self, layer: Routed, votes: Tensor, trace: dict[str, Tensor], observe: Observer | None) -> None:
         """Dynamic routing of votes (N, I, J, D)."""
+        seen = observe or (lambda key, iteration, accumulators: None)
         name = layer.name
         n, inputs, classes, _ = votes.shape
         b = votes.new_zeros(n, classes, inputs)

@@ -17,7 +17,7 @@ from torch import Tensor
 from model.emulation.factors import Factors, factorise
 from model.emulation.gather_sums import GatherSums
 from model.emulation.terms import exact_terms
-from model.qnetwork import QClassCaps, QConv, QNetwork, convolution_of
+from model.qnetwork import QClassCaps, QConv, QNetwork, Requantizer, convolution_of
 
 BITS = 8  # of a factor
 MOST_FACTORS = {"cpu": 64, "cuda": 255}  # of a term; beyond, it is looked up
@@ -52,10 +52,10 @@ class FactorSums(GatherSums):
                 kind = _KernelConvolution if self._kernels else _Convolution
                 self._convolutions[key] = kind(factors, conv, device)
 
-    def convolution(self, key: str, conv: QConv, x: Tensor) -> Tensor:
-        """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
+    def convolution(self, key: str, conv: QConv, x: Tensor, unit: Requantizer | None = None) -> Tensor:
+        """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin); with `unit` the codes it makes, int16."""
         if key in self._convolutions:
-            return self._convolutions[key](x, self._memory)
+            return self._finished(self._convolutions[key](x, self._memory), unit)
         if self._kernels:
             from model.emulation.table_kernel import sums
 
@@ -65,13 +65,15 @@ class FactorSums(GatherSums):
             for part in x.split(_images(x, conv, 1, self._memory)):
                 seen = windows(padded(part, conv), kh, kw, conv.stride)
                 parts.append(sums(self._terms[key], seen.flatten(0, 2).t(), weights).view(*seen.shape[:3], cout) + bias)
-            return torch.cat(parts)
-        return super().convolution(key, conv, x)
+            return self._finished(torch.cat(parts), unit)
+        return super().convolution(key, conv, x, unit)
 
-    def votes(self, layer: QClassCaps, u: Tensor) -> Tensor:
-        """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din)."""
+    def votes(self, layer: QClassCaps, u: Tensor, unit: Requantizer | None = None) -> Tensor:
+        """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din); with `unit` the codes it makes, int16."""
         key = f"{layer.name}.votes"
-        return self._votes[key](u) if key in self._votes else super().votes(layer, u)
+        if key in self._votes:
+            return self._finished(self._votes[key](u), unit)
+        return super().votes(layer, u, unit)
 
 
 def multiplies_bytes(device: torch.device) -> bool:

@@ -26,13 +26,13 @@ class GatherSums:
     def __init__(self, terms: dict[str, Tensor]) -> None:
         self._terms = terms
 
-    def convolution(self, key: str, conv: QConv, x: Tensor) -> Tensor:
-        """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
-        return convolution(conv, self._terms[key], x)
+    def convolution(self, key: str, conv: QConv, x: Tensor, unit: Requantizer | None = None) -> Tensor:
+        """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin); with `unit` the codes it makes, int16."""
+        return self._finished(convolution(conv, self._terms[key], x), unit)
 
-    def votes(self, layer: QClassCaps, u: Tensor) -> Tensor:
-        """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din)."""
-        return capsule_votes(layer, self._terms[f"{layer.name}.votes"], u)
+    def votes(self, layer: QClassCaps, u: Tensor, unit: Requantizer | None = None) -> Tensor:
+        """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din); with `unit` the codes it makes, int16."""
+        return self._finished(capsule_votes(layer, self._terms[f"{layer.name}.votes"], u), unit)
 
     def routing(self, layer: Routed, votes: Tensor) -> Routing:
         """The two sums over the codes of votes (N, I, J, D)."""
@@ -47,6 +47,9 @@ class GatherSums:
             return terms.sum(dim=3, dtype=torch.int32)
 
         return weighted_sum, agreement
+
+    def _finished(self, accumulators: Tensor, unit: Requantizer | None) -> Tensor:
+        return self.requantize(unit, accumulators) if unit else accumulators
 
     def requantize(self, unit: Requantizer, accumulators: Tensor) -> Tensor:
         """int32 accumulators -> int16 codes of the same shape."""

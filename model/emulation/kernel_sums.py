@@ -58,8 +58,8 @@ class KernelSums:
         operand = Operand(self._plans[key], padded)
         self._weights[key] = operand, operand.columns[:, :lanes] + bias  # modulo 2^32
 
-    def convolution(self, key: str, conv: QConv, x: Tensor) -> Tensor:
-        """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
+    def convolution(self, key: str, conv: QConv, x: Tensor, unit: Requantizer | None = None) -> Tensor:
+        """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin); with `unit` the codes it makes, int16."""
         cout, kh, kw, cin = conv.weights.shape
         n, height, width, _ = x.shape
         height, width, pad = height + 2 * conv.padding, width + 2 * conv.padding, conv.padding
@@ -69,27 +69,27 @@ class KernelSums:
         begins = (np.arange(n)[:, None, None] * height + np.arange(rows)[:, None] * conv.stride) * width
         begins = (begins + np.arange(columns) * conv.stride) * cin
         weights, init = self._weights[key]
-        out = np.empty((n, rows, columns, cout), np.int32)
+        out = np.empty((n, rows, columns, cout), np.int16 if unit else np.int32)
         shape = Shape(
             groups=1, rows=begins.size, terms=kh * kw * cin, lanes=cout, out_row=cout,
             segments=kh, a_segment=width * cin,
         )  # fmt: skip
         begins = begins.reshape(-1).astype(np.int64)
-        sums(self._plans[key], self._level, self._threads, shape, a, begins, weights, init, out)
+        sums(self._plans[key], self._level, self._threads, shape, a, begins, weights, init, out, unit)
         return torch.from_numpy(out)
 
-    def votes(self, layer: QClassCaps, u: Tensor) -> Tensor:
-        """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din)."""
+    def votes(self, layer: QClassCaps, u: Tensor, unit: Requantizer | None = None) -> Tensor:
+        """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din); with `unit` the codes it makes, int16."""
         inputs, dim_in, classes, dim = layer.weights.shape
         key, n, lanes = f"{layer.name}.votes", len(u), classes * dim
         weights, init = self._weights[key]
-        out = np.empty((n, inputs, classes, dim), np.int32)
+        out = np.empty((n, inputs, classes, dim), np.int16 if unit else np.int32)
         shape = Shape(
             groups=inputs, rows=n, terms=dim_in, lanes=lanes, out_row=inputs * lanes,
             a_group=dim_in, init_group=lanes, out_group=lanes,
         )  # fmt: skip
         begins = np.arange(n) * (inputs * dim_in)
-        sums(self._plans[key], self._level, self._threads, shape, _bytes(u), begins, weights, init, out)
+        sums(self._plans[key], self._level, self._threads, shape, _bytes(u), begins, weights, init, out, unit)
         return torch.from_numpy(out)
 
     def routing(self, layer: Routed, votes: Tensor) -> Routing:
@@ -120,7 +120,7 @@ class KernelSums:
 
     def requantize(self, unit: Requantizer, accumulators: Tensor) -> Tensor:
         """int32 accumulators -> int16 codes of the same shape."""
-        return torch.from_numpy(requantize(unit, accumulators.numpy(), self._threads))
+        return torch.from_numpy(requantize(unit, accumulators.numpy(), self._level, self._threads))
 
     def squash(self, unit: Squash, codes: Tensor) -> Tensor:
         """Signed codes (..., D) -> codes of the squashed capsules."""

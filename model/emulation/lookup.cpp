@@ -14,6 +14,7 @@
 #include "helpers.h"
 #include "plan.h"
 #include "products.h"
+#include "requantize.h"
 #include "signs.h"
 #include "table_avx2.h"
 #include "table_avx512.h"
@@ -125,10 +126,18 @@ void multiply(const Tile &t, Products products) {
     }
 }
 
-void compute(const Tile &t, Micro micro, Products products, Signs signs) {
+// How the steps of a tile are done
+struct Steps {
+    Micro micro;
+    Products products;
+    Signs signs;
+    Requantize requantize;
+};
+
+void compute(const Tile &t, const Steps &steps) {
     std::memset(t.sums, 0, sizeof(int32_t) * size_t((t.m1 - t.m0) * t.width));
-    if (micro) look_up(t, micro);
-    if (t.plan.rank) multiply(t, products);
+    if (steps.micro) look_up(t, steps.micro);
+    if (t.plan.rank) multiply(t, steps.products);
     const int32_t *init = t.job.init + t.group * t.job.init_group;
     const int64_t eights = (t.job.terms + 7) / 8;
     std::vector<uint8_t> a(size_t(8 * eights), 0), a_signs(size_t(eights), 0);
@@ -141,10 +150,14 @@ void compute(const Tile &t, Micro micro, Products products, Signs signs) {
         if (t.plan.differ) {
             for (int64_t i = 0; i < eights; i++) a_signs[size_t(i)] = top_bits(a.data() + 8 * i);
             const uint8_t *b_signs = t.job.signs + t.group * t.job.signs_group + t.n0;
-            signs(a_signs.data(), b_signs, t.job.lanes, eights, t.n1 - t.n0, t.plan.differ, summed + t.n0);
+            steps.signs(a_signs.data(), b_signs, t.job.lanes, eights, t.n1 - t.n0, t.plan.differ, summed + t.n0);
         }
-        int32_t *out = t.job.out + t.group * t.job.out_group + m * t.job.out_row;
-        for (int64_t n = t.n0; n < t.n1; n++) out[n] = int32_t(uint32_t(summed[n]) + uint32_t(init[n]) + base);
+        for (int64_t n = t.n0; n < t.n1; n++) summed[n] = int32_t(uint32_t(summed[n]) + uint32_t(init[n]) + base);
+        const int64_t at = t.group * t.job.out_group + m * t.job.out_row + t.n0;
+        if (t.job.unit)
+            steps.requantize(*t.job.unit, summed + t.n0, t.job.codes + at, t.n1 - t.n0);
+        else
+            std::copy(summed + t.n0, summed + t.n1, t.job.out + at);
     }
 }
 
@@ -180,8 +193,7 @@ int32_t redcane_level() {
 
 void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threads) {
     const Kernel kernel = choose_kernel(*plan, level, *job);
-    const Products products = choose_products(level);
-    const Signs signs = choose_signs(level);
+    const Steps steps{kernel.micro, choose_products(level), choose_signs(level), choose_requantize(level)};
     const int64_t across = (job->lanes + LANES - 1) / LANES;
     // Few rows are divided so that every thread has some, and as many as the others; each pass over b has its price.
     const int64_t strips = job->groups * across, each = threads > 1 ? 2 * threads : 1;
@@ -200,21 +212,17 @@ void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threa
                      const int64_t n0 = i / down % across * LANES, n1 = std::min(job->lanes, n0 + LANES);
                      if (m0 == m1) continue;
                      const int64_t width = (n1 - n0 + VECTOR - 1) / VECTOR * VECTOR;
-                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, kernel.micro,
-                             products, signs);
+                     compute({*plan, *job, i / down / across, m0, m1, n0, n1, width, sums.data()}, steps);
                  }
              });
 }
 
-// Codes of `count` accumulators: docs/numerics.md, Requantisation
-void redcane_requantize(const int32_t *sums, int16_t *out, int64_t count, int64_t multiplier, int64_t shift,
-                        int64_t zero_point, int64_t low, int64_t high, int32_t threads) {
-    const int64_t half = int64_t(1) << (shift - 1);
+// Codes of `count` accumulators
+void redcane_requantize(const Requantizer *unit, const int32_t *sums, int16_t *out, int64_t count, int32_t level,
+                        int32_t threads) {
+    const Requantize requantize = choose_requantize(level);
     parallel(threads, count, 1 << 16, [=](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; i++) {
-            const int64_t code = ((sums[i] * multiplier + half) >> shift) + zero_point;
-            out[i] = int16_t(std::min(high, std::max(low, code)));
-        }
+        requantize(*unit, sums + first, out + first, last - first);
     });
 }
 

@@ -26,6 +26,7 @@ SLACK = VECTOR  # bytes that the kernel may read beyond operand b's
 _SMALL = 2**20  # terms that are summed before a second thread is worth its start
 
 Bytes = NDArray[np.uint8]
+Sums = NDArray[np.int32] | NDArray[np.int16]
 
 
 class _Plan(ctypes.Structure):
@@ -35,9 +36,13 @@ class _Plan(ctypes.Structure):
     )
 
 
+class _Requantizer(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("multiplier", "shift", "zero_point", "low", "high"))
+
+
 class _Job(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("a", "b", "w", "signs", "init", "out", "a_rows")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "w", "signs", "init", "out", "codes", "unit", "a_rows")),
         *((name, ctypes.c_int64) for name in ("groups", "rows", "terms", "lanes", "segments", "a_segment")),
         *((name, ctypes.c_int64) for name in ("a_group", "b_group", "w_group", "signs_group")),
         *((name, ctypes.c_int64) for name in ("init_group", "out_group", "b_term", "out_row")),
@@ -132,13 +137,20 @@ class Operand:
 
 def sums(
     plan: Plan, level: str, threads: int, shape: Shape,
-    a: Bytes, a_rows: NDArray[np.int64], b: Operand, init: NDArray[np.int32], out: NDArray[np.int32],
+    a: Bytes, a_rows: NDArray[np.int64], b: Operand, init: NDArray[np.int32], out: Sums,
+    unit: Requantizer | None = None,
 ) -> None:  # fmt: skip
-    """out = init + the sums of values, products and rows. Nothing is checked: the caller's shapes must be right."""
+    """out = init + the sums of values, products and rows (int32), or the codes that `unit` makes of them (int16).
+
+    Nothing is checked: the caller's shapes must be right.
+    """
     b_group = b.terms * b.lanes if shape.groups > 1 else 0
     signs_group = -(-b.terms // 8) * b.lanes
+    codes = _requantizer(unit) if unit else None
     job = _Job(
-        *(_pointer(array) for array in (a, b.bytes, b.pairs, b.signs, init, out, a_rows)),
+        *(_pointer(array) for array in (a, b.bytes, b.pairs, b.signs, init)),
+        *((None, _pointer(out), ctypes.addressof(codes)) if codes else (_pointer(out), None, None)),
+        _pointer(a_rows),
         *(shape.groups, shape.rows, shape.terms, shape.lanes, shape.segments, shape.a_segment),
         *(shape.a_group, b_group, b.pairs[0].size, signs_group, shape.init_group, shape.out_group),
         *(b.lanes, shape.out_row),
@@ -153,14 +165,17 @@ def sums(
     )  # fmt: skip
 
 
-def requantize(unit: Requantizer, sums: NDArray[np.int32], threads: int) -> NDArray[np.int16]:
+def requantize(unit: Requantizer, sums: NDArray[np.int32], level: str, threads: int) -> NDArray[np.int16]:
     """Accumulators -> codes of the same shape (docs/numerics.md, Requantisation)."""
     sums = np.ascontiguousarray(sums)
     out = np.empty(sums.shape, np.int16)
-    unit_constants = (unit.multiplier, unit.shift, unit.zero_point, unit.lo, unit.hi)
-    sizes = map(ctypes.c_int64, (sums.size, *unit_constants))
-    _library().redcane_requantize(_pointer(sums), _pointer(out), *sizes, ctypes.c_int32(threads))
+    numbers = (ctypes.c_int64(sums.size), ctypes.c_int32(LEVELS.index(level)), ctypes.c_int32(threads))
+    _library().redcane_requantize(ctypes.byref(_requantizer(unit)), _pointer(sums), _pointer(out), *numbers)
     return out
+
+
+def _requantizer(unit: Requantizer) -> _Requantizer:
+    return _Requantizer(unit.multiplier, unit.shift, unit.zero_point, unit.lo, unit.hi)
 
 
 def squash(unit: Squash, codes: NDArray[np.int16], threads: int) -> NDArray[np.int16]:

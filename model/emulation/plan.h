@@ -29,6 +29,10 @@ struct Plan {
     int32_t differ;  // added where the signs of a and b differ, if it is not 0
 };
 
+struct Requantizer {
+    int64_t multiplier, shift, zero_point, low, high;
+};
+
 // Of each group: `rows` sums over `terms` for each of `lanes`. A row of a is `segments` runs of terms / segments bytes.
 struct Job {
     const uint8_t *a;
@@ -37,6 +41,8 @@ struct Job {
     const uint8_t *signs;   // [eights of terms][lanes]: b's signs
     const int32_t *init;
     int32_t *out;
+    int16_t *codes;           // instead of the sums, if `unit` makes codes of them
+    const Requantizer *unit;  // or null
     const int64_t *a_rows;  // [rows]: where each row of a group begins
     int64_t groups, rows, terms, lanes;
     int64_t segments, a_segment;
