@@ -1,6 +1,6 @@
 """How fast the emulation is, beside torch in float32 and a gather in NumPy, in one process.
 
-    python benchmarks/emulation.py layers                       # four layers, several multipliers, both formats
+    python benchmarks/emulation.py layers                       # some layers, several multipliers, both formats
     python benchmarks/emulation.py layers --device cuda         # the same on a GPU
     python benchmarks/emulation.py threads                      # two threads against one
     python benchmarks/emulation.py capsnet [--images 1000]      # MNIST's images through the original CapsNet;
@@ -59,14 +59,15 @@ from model.qnetwork import (
 from model.quantize import image_codes, quantize
 
 RANKS = {"1JFF": 0, "1446": 1, "JQQ": 3, "7C1": 8, "QJD": 11, "NGR": 52, "L40": 192, "12N4": 228}  # of the errors
-LAYERS = {  # batch, height and width, channels in, out, kernel, stride, padding
-    "conv1": (4, 28, 1, 256, 9, 1, 0),
-    "PrimaryCaps": (1, 20, 256, 256, 9, 2, 0),
-    "PrimaryCaps, batch 4": (4, 20, 256, 256, 9, 2, 0),
-    "3x3 64->64": (4, 32, 64, 64, 3, 1, 1),
+SIGNED, UNSIGNED = Coding("signed", 1 / 127), Coding("unsigned", 1 / 255)
+LAYERS = {  # batch, height and width, channels in, out, kernel, stride, padding; what is read
+    "conv1": (4, 28, 1, 256, 9, 1, 0, UNSIGNED),
+    "PrimaryCaps": (1, 20, 256, 256, 9, 2, 0, UNSIGNED),
+    "PrimaryCaps, batch 4": (4, 20, 256, 256, 9, 2, 0, UNSIGNED),
+    "3x3 64->64": (4, 32, 64, 64, 3, 1, 1, UNSIGNED),
+    "DeepCaps 3x3 256->256": (4, 8, 256, 256, 3, 1, 1, SIGNED),
 }
 VOTES = ("ClassCaps votes, batch 16", 16, 1152, 8, 10, 16)  # batch, capsules in, their elements, classes, elements
-SIGNED, UNSIGNED = Coding("signed", 1 / 127), Coding("unsigned", 1 / 255)
 ON_DEVICE = 1024  # images at once on a GPU
 UNIT = Requantizer(2**15, 25, 0, -127, 127)
 CAPSNET = CapsNetShape((28, 28, 1), 256, 9, 32, 8, 9, 2, 10, 16)  # Sabour et al. 2017
@@ -127,10 +128,10 @@ def random_codes(rng: np.random.Generator, coding: Coding, shape: tuple[int, ...
 class Convolution:
     """One convolution of random codes: the kernel's, torch's in float32, NumPy's gather, and the reference."""
 
-    def __init__(self, size: tuple[int, ...], format: str, table: Table) -> None:
-        batch, side, cin, cout, kernel, stride, padding = size
+    def __init__(self, size: tuple[Any, ...], format: str, table: Table) -> None:
+        batch, side, cin, cout, kernel, stride, padding, coding = size
         rng = np.random.default_rng(0)
-        a, b = operands(format, UNSIGNED)
+        a, b = operands(format, coding)
         product = Product(format, a, b, SIGNED, UNIT, "table", 1)  # type: ignore[arg-type]  # one of two
         weights = random_codes(rng, b, (cout, kernel, kernel, cin))
         self.product, self.conv = product, QConv(weights, np.zeros(cout, np.int32), stride, product, padding)
@@ -196,7 +197,7 @@ class Convolution:
 class Votes(Convolution):
     """The votes of class capsules."""
 
-    def __init__(self, size: tuple[int, ...], format: str, table: Table) -> None:
+    def __init__(self, size: tuple[Any, ...], format: str, table: Table) -> None:
         batch, inputs, dim_in, classes, dim = size
         rng = np.random.default_rng(0)
         a, b = operands(format, SIGNED)
