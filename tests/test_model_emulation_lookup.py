@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_networks import EXACT, SIGNED, UNSIGNED, codes, wild_table
 
@@ -134,6 +134,10 @@ def test_squash(s_in: float, dim: int, zero: int, threads: int, seed: int) -> No
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)), stride=st.integers(1, 3), padding=st.integers(0, 2),
     count=st.sampled_from((1, 2, 3, 12)), threads=st.integers(1, 3), which=st.integers(0, 5),
 )  # fmt: skip
+@example(
+    product=Product("sign-magnitude", SIGNED, SIGNED, SIGNED, UNIT, "wild", 1), seed=0, cin=40, cout=63, kernel=(3, 3),
+    stride=1, padding=1, count=2, threads=1, which=0,
+)  # many signs, and lanes that are padded  # fmt: skip
 @settings(max_examples=40, deadline=None)
 def test_convolutions(
     level: str, product: Product, seed: int, cin: int, cout: int, kernel: tuple[int, int], stride: int, padding: int,

@@ -150,7 +150,7 @@ void compute(const Tile &t, const Steps &steps) {
         if (t.plan.differ) {
             for (int64_t i = 0; i < eights; i++) a_signs[size_t(i)] = top_bits(a.data() + 8 * i);
             const uint8_t *b_signs = t.job.signs + t.group * t.job.signs_group + t.n0;
-            steps.signs(a_signs.data(), b_signs, t.job.lanes, eights, t.n1 - t.n0, t.plan.differ, summed + t.n0);
+            steps.signs(a_signs.data(), b_signs, t.job.b_term, eights, t.n1 - t.n0, t.plan.differ, summed + t.n0);
         }
         for (int64_t n = t.n0; n < t.n1; n++) summed[n] = int32_t(uint32_t(summed[n]) + uint32_t(init[n]) + base);
         const int64_t at = t.group * t.job.out_group + m * t.job.out_row + t.n0;

@@ -38,7 +38,7 @@ struct Job {
     const uint8_t *a;
     const uint8_t *b;   // [terms][b_term]: what picks from the planes
     const int16_t *w;   // [lanes / VECTOR][rank][pairs of terms][VECTOR][2]: b's factors
-    const uint8_t *signs;   // [eights of terms][lanes]: b's signs
+    const uint8_t *signs;   // [eights of terms][b_term]: b's signs
     const int32_t *init;
     int32_t *out;
     int16_t *codes;           // instead of the sums, if `unit` makes codes of them
