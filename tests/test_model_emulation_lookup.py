@@ -63,10 +63,11 @@ def products(draw: st.DrawFn) -> Product:
     """Any pair of operands that a format allows."""
     component = draw(st.sampled_from(("wild", "exact", "largest", "small", "near", "cut")))
     align = draw(st.integers(0, 1))
-    if draw(st.booleans()):
+    format = draw(st.sampled_from(("sign-magnitude", "sign-magnitude", "affine", "twos-complement")))
+    if format == "affine":
         a, b = (Coding("affine", 1.0, draw(st.sampled_from((0, 1, 100, 255)))) for _ in range(2))
         return Product("affine", draw(st.sampled_from((a, UNSIGNED))), b, SIGNED, UNIT, component, align)
-    if draw(st.booleans()):
+    if format == "twos-complement":
         return Product("twos-complement", SIGNED, SIGNED, SIGNED, UNIT, "signed", align)
     a, b = draw(st.sampled_from((SIGNED, UNSIGNED))), draw(st.sampled_from((SIGNED, SIGNED, UNSIGNED)))
     return Product("sign-magnitude", a, b, SIGNED, UNIT, component, align)
