@@ -45,10 +45,11 @@ struct Kernel {
 };
 
 template <int PLANES, bool FOLDED>
-Kernel at(int32_t level, const Job &job) {
+Kernel at(const Plan &plan, int32_t level, const Job &job) {
 #ifdef X86
     if (level >= 2) return {micro512<PLANES, FOLDED>};
-    if (level == 1 && job.lanes <= FEW && job.rows > job.lanes) return {by_lanes256<PLANES>, PICKS};
+    if (level == 1 && job.lanes <= FEW && job.rows > job.lanes)
+        return {plan.differ ? by_lanes256<PLANES, true> : by_lanes256<PLANES, false>, PICKS};
     if (level == 1 && job.rows > 2) return {by_rows256<PLANES, FOLDED>, ROWS, SIDE};
 #endif
     return {micro_portable};
@@ -57,8 +58,8 @@ Kernel at(int32_t level, const Job &job) {
 Kernel choose_kernel(const Plan &plan, int32_t level, const Job &job) {
     switch (plan.n_planes) {
         case 0: return {};
-        case 1: return plan.folded ? at<1, true>(level, job) : at<1, false>(level, job);
-        default: return plan.folded ? at<2, true>(level, job) : at<2, false>(level, job);
+        case 1: return plan.folded ? at<1, true>(plan, level, job) : at<1, false>(plan, level, job);
+        default: return plan.folded ? at<2, true>(plan, level, job) : at<2, false>(plan, level, job);
     }
 }
 

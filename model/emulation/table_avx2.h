@@ -160,18 +160,21 @@ AVX2 void by_rows256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t t
     }
 }
 
-// A micro-kernel of at most `PICKS` rows, lanes side by side
-template <int PLANES>
+// A micro-kernel of at most `PICKS` rows, lanes side by side. With signs on both sides the entries, now a's, are folded too.
+template <int PLANES, bool FOLDED>
 AVX2 void by_lanes256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                       int64_t lanes, int32_t *sums, int64_t width) {
     uint8_t by_term[BLOCK * PICKS];
     uint32_t used[BLOCK];
     for (int64_t m = 0; m < rows; m++)
-        for (int64_t k = 0; k < terms; k++) by_term[k * PICKS + m] = a[m * BLOCK + k];
-    for (int64_t k = 0; k < terms; k++) used[k] = eights<false>(by_term + k * PICKS, rows);
+        for (int64_t k = 0; k < terms; k++) {
+            const uint8_t byte = a[m * BLOCK + k];
+            by_term[k * PICKS + m] = FOLDED && byte >= 128 ? uint8_t(128 - byte) : byte;  // sign and magnitude
+        }
+    for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(by_term + k * PICKS, rows);
     Sums<PLANES> of;
     for (int64_t n = 0; n < lanes; n += SIDE) {
-        of.template add<false>(plan.turned, b + n, 1, b_term, by_term, PICKS, rows, terms, used);
+        of.template add<FOLDED>(plan.turned, b + n, 1, b_term, by_term, PICKS, rows, terms, used);
         of.flush_lanes(rows, sums + n, width);
     }
 }
