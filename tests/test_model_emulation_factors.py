@@ -44,10 +44,17 @@ def test_factors_are_the_table(seed: int, rank: int, bits: int, largest: int, ex
     assert few is None or found.rank == 0
 
 
-def test_a_table_without_structure_has_none() -> None:
-    rng = np.random.default_rng(0)
-    product = exact_terms(Product("affine", UNSIGNED, UNSIGNED, SIGNED, UNIT, "drawn"))
-    assert factorise(rng.integers(0, 65536, (256, 256)).astype(np.int32), product, 8, 64) is None
+@pytest.mark.parametrize("most", [64, 255])
+@pytest.mark.parametrize(
+    "product",
+    [Product("sign-magnitude", UNSIGNED, SIGNED, SIGNED, UNIT, "wild", 1),
+     Product("affine", Coding("affine", 1.0, 99), Coding("affine", 1.0, 7), SIGNED, UNIT, "wild")],
+    ids=["sign-magnitude", "affine"],
+)  # fmt: skip
+def test_a_table_without_structure_has_none(product: Product, most: int) -> None:
+    """In a second: to reduce its lattice would take minutes."""
+    table = np.random.default_rng(0).integers(0, 65536, (256, 256)).astype(np.uint16)
+    assert factorise(term_table(product, table), exact_terms(product), 8, most) is None
 
 
 @pytest.mark.parametrize("name", RANKS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from math import gcd, log2, prod
 
 import flint
 import numpy as np
@@ -41,6 +42,8 @@ class Factors:
 
 _known: dict[str, Factors | None] = {}
 _MOST_KNOWN = 4096
+_QUICK = 64  # dimensions that a lattice of any rows is reduced in within a second or two
+_PRIME = 2147483629
 
 
 def factorise(terms: NDArray[np.int32], exact: NDArray[np.int32], bits: int, most: int) -> Factors | None:
@@ -58,7 +61,9 @@ def factorise(terms: NDArray[np.int32], exact: NDArray[np.int32], bits: int, mos
 
 
 def _factorise(terms: Integers, exact: Integers, bits: int, most: int) -> Factors | None:
-    together, alone, errors = _lattice(terms, most), _lattice(exact, 1), _lattice(terms - exact, most - 1)
+    together, alone, errors = (
+        _lattice(of, bits, count) for of, count in ((terms, most), (exact, 1), (terms - exact, most - 1))
+    )
     candidates = [together, None if alone is None or errors is None else alone + errors]
     split = [[piece for u, v in pairs for piece in _pieces(u, v, bits)] for pairs in candidates if pairs is not None]
     pieces = min(split, key=len, default=None)
@@ -72,19 +77,42 @@ def _factorise(terms: Integers, exact: Integers, bits: int, most: int) -> Factor
     return factors
 
 
-def _lattice(terms: Integers, most: int) -> list[tuple[Integers, Integers]] | None:
+def _lattice(terms: Integers, bits: int, most: int) -> list[tuple[Integers, Integers]] | None:
     """Pairs (u, v) whose outer products sum to the terms, but for a function of a and one of b; None if over `most`.
 
     All of them are zero at byte 0.
     """
     inner = terms - terms[:1] - terms[:, :1] + terms[0, 0]
-    rows = flint.fmpz_mat(np.unique(inner, axis=0).tolist())
-    if rows.rank() > most:
+    rows = np.unique(inner, axis=0)
+    basis = flint.fmpz_mat(rows.tolist())
+    rank = basis.rank()
+    if rank > most or (rank > _QUICK and _likely_pieces(rows, rank, bits) > most):
         return None
-    reduced = np.array([[int(entry) for entry in row] for row in rows.lll().tolist()], np.int64)
+    reduced = np.array([[int(entry) for entry in row] for row in basis.lll().tolist()], np.int64)
     basis = reduced[reduced.any(axis=1)]
     coordinates = np.rint(inner @ np.linalg.pinv(basis)).astype(np.int64)
     return list(zip(coordinates.T, basis, strict=True))
+
+
+def _likely_pieces(rows: Integers, rank: int, bits: int) -> int:
+    """How many factors of so many bits the rows of a table may take, by the volume of their lattice.
+
+    A table without structure would keep LLL busy for minutes, to no avail. Reduced vectors are as long as the volume
+    tells, to its rank-th root, and the rows' coordinates are what they are longer. The volume divides the determinant of
+    any combinations of the rows, in as many independent columns: it is, most likely, what two of them have in common.
+    """
+    entries = [int(entry) % _PRIME for entry in rows.ravel()]
+    echelon, _ = flint.nmod_mat(*rows.shape, entries, _PRIME).rref()
+    columns = [next(j for j in range(rows.shape[1]) if int(echelon[i, j])) for i in range(rank)]
+    rng, volume = np.random.default_rng(0), 0
+    for _ in range(2):
+        combined = rng.integers(0, 2, (rank, len(rows))) @ rows[:, columns]
+        volume = gcd(volume, abs(int(flint.fmpz_mat(combined.tolist()).det())))
+    if not volume:  # an unlucky draw tells nothing
+        return rank
+    length = log2(volume) / rank
+    widths = length - log2(rank) / 2, log2(np.abs(rows).max()) - length
+    return rank * prod(max(1, round(width / bits)) for width in widths)
 
 
 def _pieces(u: Integers, v: Integers, bits: int) -> list[tuple[int, Integers, Integers]]:
