@@ -84,11 +84,11 @@ def _lattice(terms: Integers, bits: int, most: int) -> list[tuple[Integers, Inte
     """
     inner = terms - terms[:1] - terms[:, :1] + terms[0, 0]
     rows = np.unique(inner, axis=0)
-    basis = flint.fmpz_mat(rows.tolist())
-    rank = basis.rank()
+    matrix = flint.fmpz_mat(rows.tolist())
+    rank = matrix.rank()
     if rank > most or (rank > _QUICK and _likely_pieces(rows, rank, bits) > most):
         return None
-    reduced = np.array([[int(entry) for entry in row] for row in basis.lll().tolist()], np.int64)
+    reduced = np.array([[int(entry) for entry in row] for row in matrix.lll().tolist()], np.int64)
     basis = reduced[reduced.any(axis=1)]
     coordinates = np.rint(inner @ np.linalg.pinv(basis)).astype(np.int64)
     return list(zip(coordinates.T, basis, strict=True))
@@ -98,11 +98,11 @@ def _likely_pieces(rows: Integers, rank: int, bits: int) -> int:
     """How many factors of so many bits the rows of a table may take, by the volume of their lattice.
 
     A table without structure would keep LLL busy for minutes, to no avail. Reduced vectors are as long as the volume
-    tells, to its rank-th root, and the rows' coordinates are what they are longer. The volume divides the determinant of
-    any combinations of the rows, in as many independent columns: it is, most likely, what two of them have in common.
+    tells, to its rank-th root, and the rows' coordinates are what they are longer. The volume divides the determinant
+    of any combinations of the rows, in as many independent columns: most likely, it is what two of them have in common.
     """
     entries = [int(entry) % _PRIME for entry in rows.ravel()]
-    echelon, _ = flint.nmod_mat(*rows.shape, entries, _PRIME).rref()
+    echelon, _ = flint.nmod_mat(len(rows), rows.shape[1], entries, _PRIME).rref()
     columns = [next(j for j in range(rows.shape[1]) if int(echelon[i, j])) for i in range(rank)]
     rng, volume = np.random.default_rng(0), 0
     for _ in range(2):
