@@ -160,7 +160,8 @@ AVX2 void by_rows256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t t
     }
 }
 
-// A micro-kernel of at most `PICKS` rows, lanes side by side. With signs on both sides the entries, now a's, are folded too.
+// A micro-kernel of at most `PICKS` rows, lanes side by side. Where both operands have signs the entries, here a's, are
+// folded too.
 template <int PLANES, bool FOLDED>
 AVX2 void by_lanes256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                       int64_t lanes, int32_t *sums, int64_t width) {
