@@ -19,6 +19,7 @@ from flows import (
     simulate_command,
     spread_command,
 )
+from flows.interruptions import interruptions
 from model.errors import RedcaneError
 
 if TYPE_CHECKING:
@@ -48,22 +49,30 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds: a log wants fewer lines than a terminal
+    with interruptions() as interrupted:
+        try:
+            chosen.command(chosen)
+            return 0
+        except (KeyboardInterrupt, Exception) as error:
+            if interrupted or isinstance(error, KeyboardInterrupt):
+                return _say("stopped; the same command goes on from here", INTERRUPTED)
+            return _answer(error)
+
+
+def _answer(error: Exception) -> int:
+    """Say what went wrong and return the exit code; an error that nobody foresaw is raised again."""
     from flows.stage import Failed
 
-    try:
-        chosen.command(chosen)
-        return 0
-    except RedcaneError as error:
+    if isinstance(error, RedcaneError):
         return _say(error, BAD_INPUT)
-    except Failed as error:
+    if isinstance(error, Failed):
         return _say(error, FAILED)
-    except KeyboardInterrupt:
-        return _say("stopped; the same command goes on from here", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+    if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has seen enough
         sys.stdout = None  # so that Python does not try to flush it
         return 0
-    except OSError as error:  # a full disk, a folder that may not be written
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written
         return _say(f"{error.filename or 'the system'}: {error.strerror or error}", BAD_INPUT)
+    raise error
 
 
 def _say(what: object, code: int) -> int:
