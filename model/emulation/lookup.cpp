@@ -6,16 +6,16 @@
 // into byte planes; a vector of weights' bytes b picks from it, one output channel in each lane. The bytes are summed in
 // 16 bits over at most `BLOCK` terms, then in 32. A "folded" table has 128 entries: bit 7 of b complements what bits 6-0
 // pick: a negated term is its complement plus a constant. These are sums over weights alone, the caller's `init`, or, where
-// a has a sign too, are counted (signs.h). With AVX2 one look-up serves sixteen activations or lanes (table_avx2.h).
+// a has a sign too, are counted (begin.h). With AVX2 one look-up serves sixteen activations or lanes (table_avx2.h).
 
 #include <atomic>
 #include <vector>
 
+#include "begin.h"
 #include "helpers.h"
 #include "plan.h"
 #include "products.h"
 #include "requantize.h"
-#include "signs.h"
 #include "table_avx2.h"
 #include "table_avx512.h"
 
@@ -65,14 +65,21 @@ Kernel choose_kernel(const Plan &plan, int32_t level, const Job &job) {
 
 // The top bits of eight bytes
 uint8_t top_bits(const uint8_t *bytes) {
-    uint64_t eight = 0;
-    for (int64_t j = 0; j < 8; j++) eight |= uint64_t(bytes[j]) << 8 * j;
+    uint64_t eight;
+    std::memcpy(&eight, bytes, 8);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    eight = __builtin_bswap64(eight);
+#endif
     return uint8_t((eight >> 7 & 0x0101010101010101u) * 0x0102040810204080u >> 56);  // byte j's goes to bit j
 }
 
 // Copies terms k0 ... k1 - 1 of one row of operand a
 void gather_row(const Job &job, int64_t group, int64_t m, int64_t k0, int64_t k1, uint8_t *to) {
     const uint8_t *from = job.a + group * job.a_group + job.a_rows[m];
+    if (job.segments == 1) {  // for short sums a division is long
+        std::memcpy(to, from + k0, size_t(k1 - k0));
+        return;
+    }
     const int64_t run = job.terms / job.segments;
     for (int64_t k = k0; k < k1;) {
         const int64_t segment = k / run, end = std::min(k1, (segment + 1) * run);
@@ -129,36 +136,39 @@ void multiply(const Tile &t, Products products) {
 
 // How the steps of a tile are done
 struct Steps {
+    Begin begin;
     Micro micro;
     Products products;
-    Signs signs;
     Requantize requantize;
 };
 
-void compute(const Tile &t, const Steps &steps) {
-    std::memset(t.sums, 0, sizeof(int32_t) * size_t((t.m1 - t.m0) * t.width));
-    if (steps.micro) look_up(t, steps.micro);
-    if (t.plan.rank) multiply(t, steps.products);
-    const int32_t *init = t.job.init + t.group * t.job.init_group;
-    const int64_t eights = (t.job.terms + 7) / 8;
-    std::vector<uint8_t> a(size_t(8 * eights), 0), a_signs(size_t(eights), 0);
+void begin(const Tile &t, Begin sums_begin) {
+    const int64_t eights = t.plan.differ ? (t.job.terms + 7) / 8 : 0;
+    const int32_t *init = t.job.init + t.group * t.job.init_group + t.n0;
+    const uint8_t *b_signs = eights ? t.job.signs + t.group * t.job.signs_group + t.n0 : nullptr;
+    std::vector<uint8_t> a(size_t(t.job.terms + 8), 0), a_signs(size_t(eights), 0);
     for (int64_t m = t.m0; m < t.m1; m++) {
         uint32_t base = 0;
-        int32_t *summed = t.sums + (m - t.m0) * t.width - t.n0;
         if (t.plan.row || t.plan.differ) gather_row(t.job, t.group, m, 0, t.job.terms, a.data());
         if (t.plan.row)
             for (int64_t k = 0; k < t.job.terms; k++) base += uint32_t(t.plan.row[a[size_t(k)]]);
-        if (t.plan.differ) {
-            for (int64_t i = 0; i < eights; i++) a_signs[size_t(i)] = top_bits(a.data() + 8 * i);
-            const uint8_t *b_signs = t.job.signs + t.group * t.job.signs_group + t.n0;
-            steps.signs(a_signs.data(), b_signs, t.job.b_term, eights, t.n1 - t.n0, t.plan.differ, summed + t.n0);
-        }
-        for (int64_t n = t.n0; n < t.n1; n++) summed[n] = int32_t(uint32_t(summed[n]) + uint32_t(init[n]) + base);
+        for (int64_t i = 0; i < eights; i++) a_signs[size_t(i)] = top_bits(a.data() + 8 * i);
+        sums_begin(init, base, a_signs.data(), b_signs, t.job.b_term, eights, t.plan.differ,
+                   t.sums + (m - t.m0) * t.width, t.n1 - t.n0);
+    }
+}
+
+void compute(const Tile &t, const Steps &steps) {
+    begin(t, steps.begin);
+    if (steps.micro) look_up(t, steps.micro);
+    if (t.plan.rank) multiply(t, steps.products);
+    for (int64_t m = t.m0; m < t.m1; m++) {
+        const int32_t *sums = t.sums + (m - t.m0) * t.width;
         const int64_t at = t.group * t.job.out_group + m * t.job.out_row + t.n0;
         if (t.job.unit)
-            steps.requantize(*t.job.unit, summed + t.n0, t.job.codes + at, t.n1 - t.n0);
+            steps.requantize(*t.job.unit, sums, t.job.codes + at, t.n1 - t.n0);
         else
-            std::copy(summed + t.n0, summed + t.n1, t.job.out + at);
+            std::copy(sums, sums + (t.n1 - t.n0), t.job.out + at);
     }
 }
 
@@ -194,7 +204,7 @@ int32_t redcane_level() {
 
 void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threads) {
     const Kernel kernel = choose_kernel(*plan, level, *job);
-    const Steps steps{kernel.micro, choose_products(level), choose_signs(level), choose_requantize(level)};
+    const Steps steps{choose_begin(level), kernel.micro, choose_products(level), choose_requantize(level)};
     const int64_t across = (job->lanes + LANES - 1) / LANES;
     // Few rows are divided so that every thread has some, and as many as the others; each pass over b has its price.
     const int64_t strips = job->groups * across, each = threads > 1 ? 2 * threads : 1;

@@ -17,21 +17,27 @@ void requantize_portable(const Requantizer &unit, const int32_t *sums, int16_t *
 }
 
 #ifdef X86
-// In double precision, which is exact here: a sum of 32 bits times a multiplier of 16 has 48, and a shift leaves them
+// From `low` up; what 16 bits then saturate is far outside of the codes
 AVX2 void requantize256(const Requantizer &unit, const int32_t *sums, int16_t *out, int64_t count) {
-    const __m256d times = _mm256_set1_pd(double(unit.multiplier) / double(int64_t(1) << unit.shift));
-    const __m256d half = _mm256_set1_pd(0.5), zero = _mm256_set1_pd(double(unit.zero_point));
-    const __m256d low = _mm256_set1_pd(double(unit.low)), high = _mm256_set1_pd(double(unit.high));
+    if (unit.shift < 16) return requantize_portable(unit, sums, out, count);  // what is shifted may need over 32 bits
+    const int64_t half = int64_t(1) << (unit.shift - 1), offset = (unit.zero_point - unit.low) * (int64_t(1) << unit.shift);
+    const __m256i times = _mm256_set1_epi32(int32_t(unit.multiplier)), more = _mm256_set1_epi64x(half + offset);
+    const __m128i up = _mm_cvtsi64_si128(std::max<int64_t>(0, 32 - unit.shift));  // to the upper 32 bits
+    const __m128i down = _mm_cvtsi64_si128(std::max<int64_t>(0, unit.shift - 32));  // and on in them
+    const __m256i low = _mm256_set1_epi16(int16_t(unit.low)), most = _mm256_set1_epi16(int16_t(unit.high - unit.low));
     int64_t i = 0;
-    for (; i + 8 <= count; i += 8) {
-        __m128i codes[2];
+    for (; i + 16 <= count; i += 16) {
+        __m256i eight[2];
         UNROLLED for (int j = 0; j < 2; j++) {
-            const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i *>(sums + i + 4 * j));
-            const __m256d scaled = _mm256_mul_pd(_mm256_cvtepi32_pd(four), times);
-            const __m256d code = _mm256_add_pd(_mm256_floor_pd(_mm256_add_pd(scaled, half)), zero);
-            codes[j] = _mm256_cvtpd_epi32(_mm256_min_pd(high, _mm256_max_pd(low, code)));
+            const __m256i sum = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(sums + i + 8 * j));
+            __m256i even = _mm256_mul_epi32(sum, times), odd = _mm256_mul_epi32(_mm256_srli_epi64(sum, 32), times);
+            even = _mm256_sll_epi64(_mm256_add_epi64(even, more), up);
+            odd = _mm256_sll_epi64(_mm256_add_epi64(odd, more), up);
+            eight[j] = _mm256_sra_epi32(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa), down);
         }
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(out + i), _mm_packs_epi32(codes[0], codes[1]));
+        __m256i codes = _mm256_permute4x64_epi64(_mm256_packs_epi32(eight[0], eight[1]), 0xd8);
+        codes = _mm256_min_epi16(_mm256_max_epi16(codes, _mm256_setzero_si256()), most);
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + i), _mm256_add_epi16(codes, low));
     }
     requantize_portable(unit, sums + i, out + i, count - i);
 }

@@ -42,32 +42,31 @@ class Sums {
     template <bool FOLDED>
     AVX2 void add(const uint16_t *table, const uint8_t *sides, int64_t step, int64_t side_term, const uint8_t *picks,
                   int64_t pick_term, int64_t count, int64_t terms, const uint32_t *used) {
-        std::memset(low_, 0, sizeof(__m256i) * size_t(whole(count)));
-        std::memset(high_, 0, sizeof(__m256i) * size_t(whole(count)));
-        int64_t k = 0;
-        for (; k + TERMS <= terms; k += TERMS) {
-            for (int i = 0; i < TERMS; i++)
+        for (int64_t k = 0; k < terms;) {
+            const int64_t some = terms - k < TERMS ? 1 : TERMS;
+            for (int64_t i = 0; i < some; i++)
                 lay_out<FOLDED>(table, sides + (k + i) * side_term, step, used[k + i], laid_[i]);
-            pick<TERMS>(picks + k * pick_term, pick_term, count);
-        }
-        for (; k < terms; k++) {
-            lay_out<FOLDED>(table, sides + k * side_term, step, used[k], laid_[0]);
-            pick<1>(picks + k * pick_term, pick_term, count);
+            const auto pick = k ? (some == TERMS ? &Sums::pick<TERMS, false> : &Sums::pick<1, false>)
+                                : (some == TERMS ? &Sums::pick<TERMS, true> : &Sums::pick<1, true>);
+            (this->*pick)(picks + k * pick_term, pick_term, count);
+            k += some;
         }
     }
 
-    // Adds the sums where each side has a row
+    // Adds the sums where each side has a row; of what lies behind the last lane, up to a multiple of eight, too
     AVX2 void flush_rows(int64_t sides, int64_t count, int32_t *sums, int64_t width) const {
         for (int64_t n = 0; n < count; n += 8) {
             __m256i bytes[2][8];
             UNROLLED for (int i = 0; i < 8; i++) of(n + i, bytes[0][i], bytes[1][i]);
             transpose256(bytes[0]);
             transpose256(bytes[1]);
-            for (int64_t m = 0; m < sides; m++) {
-                const auto *below = reinterpret_cast<const __m128i *>(&bytes[0][m % 8]) + m / 8;
-                const auto *above = reinterpret_cast<const __m128i *>(&bytes[1][m % 8]) + m / 8;
-                accumulate(*below, *above, sums + m * width + n);
-            }
+            UNROLLED for (int half = 0; half < 2; half++)
+                UNROLLED for (int i = 0; i < 8; i++) {
+                    const int64_t m = 8 * half + i;
+                    if (m < sides)
+                        accumulate(reinterpret_cast<const __m128i *>(&bytes[0][i])[half],
+                                   reinterpret_cast<const __m128i *>(&bytes[1][i])[half], sums + m * width + n);
+                }
         }
     }
 
@@ -83,8 +82,6 @@ class Sums {
     }
 
   private:
-    static int64_t whole(int64_t count) { return (count + 7) / 8 * 8; }
-
     // to[e] = entry e of the rows that the sides pick, for the eights of entries that are `used`
     template <bool FOLDED>
     AVX2 static void lay_out(const uint16_t *table, const uint8_t *sides, int64_t step, uint32_t used, __m256i *to) {
@@ -108,7 +105,8 @@ class Sums {
         }
     }
 
-    template <int COUNT>
+    // The first terms' sums take the place of those before
+    template <int COUNT, bool FIRST>
     AVX2 void pick(const uint8_t *picks, int64_t pick_term, int64_t count) {
         for (int64_t n = 0; n < count; n++) {
             __m256i word = laid_[0][picks[n]], byte = _mm256_srli_epi16(word, 8);
@@ -117,14 +115,14 @@ class Sums {
                 word = _mm256_add_epi16(word, next);
                 byte = _mm256_add_epi16(byte, _mm256_srli_epi16(next, 8));
             }
-            low_[n] = _mm256_add_epi16(low_[n], word);
-            if constexpr (PLANES == 2) high_[n] = _mm256_add_epi16(high_[n], byte);
+            low_[n] = FIRST ? word : _mm256_add_epi16(low_[n], word);
+            if constexpr (PLANES == 2) high_[n] = FIRST ? byte : _mm256_add_epi16(high_[n], byte);
         }
     }
 
     // The sums of the low bytes and of the high ones
     AVX2 void of(int64_t n, __m256i &below, __m256i &above) const {
-        above = high_[n];
+        above = PLANES == 2 ? high_[n] : _mm256_setzero_si256();
         below = _mm256_sub_epi16(low_[n], _mm256_slli_epi16(above, 8));
     }
 
@@ -138,11 +136,32 @@ class Sums {
     __m256i laid_[TERMS][ENTRIES], low_[PICKS], high_[PICKS];
 };
 
-// Which eights of entries are picked
+// Whether any of 32 bytes has a bit, for each of eight bits
+AVX2 inline uint32_t any_of(__m256i bytes) {
+    const __m128i half = _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    uint64_t eight = uint64_t(_mm_cvtsi128_si64(_mm_or_si128(half, _mm_unpackhi_epi64(half, half))));
+    for (int shift = 32; shift >= 8; shift /= 2) eight |= eight >> shift;
+    return eight & 255;
+}
+
+// Which eights of entries are picked, a bit for each
 template <bool FOLDED>
 AVX2 inline uint32_t eights(const uint8_t *picks, int64_t count) {
-    uint32_t used = 0;
-    for (int64_t n = 0; n < count; n++) used |= 1u << (picks[n] / 8 % (FOLDED ? 16 : 32));
+    const __m256i low = _mm256_setr_epi64x(int64_t(0x8040201008040201u), 0, int64_t(0x8040201008040201u), 0);
+    const __m256i high = _mm256_shuffle_epi32(low, 0x4e), top = _mm256_set1_epi8(char(128));
+    __m256i any[4] = {};
+    int64_t n = 0;
+    for (; n + 32 <= count; n += 32) {
+        const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(picks + n));
+        __m256i eight = _mm256_and_si256(_mm256_srli_epi16(bytes, 3), _mm256_set1_epi8(15));
+        if constexpr (!FOLDED) eight = _mm256_or_si256(eight, _mm256_and_si256(bytes, top));  // none of the lower half
+        UNROLLED for (int half = 0; half < (FOLDED ? 1 : 2); half++, eight = _mm256_xor_si256(eight, top)) {
+            any[2 * half] = _mm256_or_si256(any[2 * half], _mm256_shuffle_epi8(low, eight));
+            any[2 * half + 1] = _mm256_or_si256(any[2 * half + 1], _mm256_shuffle_epi8(high, eight));
+        }
+    }
+    uint32_t used = any_of(any[0]) | any_of(any[1]) << 8 | any_of(any[2]) << 16 | any_of(any[3]) << 24;
+    for (; n < count; n++) used |= 1u << (picks[n] / 8 % (FOLDED ? 16 : 32));
     return used;
 }
 
