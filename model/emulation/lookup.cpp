@@ -3,10 +3,11 @@
 //                                      + differ, where the signs of a[m, k] and b[k, n] differ)
 //
 // With AVX-512 (table_avx512.h) an activation's byte a picks a row of the table, which then lies in registers, split
-// into byte planes; a vector of weights' bytes b picks from it, one output channel in each lane. The bytes are summed in
-// 16 bits over at most `BLOCK` terms, then in 32. A "folded" table has 128 entries: bit 7 of b complements what bits 6-0
-// pick: a negated term is its complement plus a constant. These are sums over weights alone, the caller's `init`, or, where
-// a has a sign too, are counted (begin.h). With AVX2 one look-up serves sixteen activations or lanes (table_avx2.h).
+// into byte planes; a vector of weights' bytes b picks from it, one output channel in each lane. The bytes are summed
+// in 16 bits over at most `BLOCK` terms, then in 32. A "folded" table has 128 entries: bit 7 of b complements what bits
+// 6-0 pick: a negated term is its complement plus a constant. These are sums over weights alone, the caller's `init`,
+// or, where a has a sign too, are counted (begin.h). With AVX2 one look-up serves sixteen activations or lanes
+// (table_avx2.h).
 
 #include <atomic>
 #include <vector>
@@ -142,7 +143,7 @@ struct Steps {
     Requantize requantize;
 };
 
-void begin(const Tile &t, Begin sums_begin) {
+void begin(const Tile &t, Begin row_begins) {
     const int64_t eights = t.plan.differ ? (t.job.terms + 7) / 8 : 0;
     const int32_t *init = t.job.init + t.group * t.job.init_group + t.n0;
     const uint8_t *b_signs = eights ? t.job.signs + t.group * t.job.signs_group + t.n0 : nullptr;
@@ -153,7 +154,7 @@ void begin(const Tile &t, Begin sums_begin) {
         if (t.plan.row)
             for (int64_t k = 0; k < t.job.terms; k++) base += uint32_t(t.plan.row[a[size_t(k)]]);
         for (int64_t i = 0; i < eights; i++) a_signs[size_t(i)] = top_bits(a.data() + 8 * i);
-        sums_begin(init, base, a_signs.data(), b_signs, t.job.b_term, eights, t.plan.differ,
+        row_begins(init, base, a_signs.data(), b_signs, t.job.b_term, eights, t.plan.differ,
                    t.sums + (m - t.m0) * t.width, t.n1 - t.n0);
     }
 }

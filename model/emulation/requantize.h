@@ -20,8 +20,8 @@ void requantize_portable(const Requantizer &unit, const int32_t *sums, int16_t *
 // From `low` up; what 16 bits then saturate is far outside of the codes
 AVX2 void requantize256(const Requantizer &unit, const int32_t *sums, int16_t *out, int64_t count) {
     if (unit.shift < 16) return requantize_portable(unit, sums, out, count);  // what is shifted may need over 32 bits
-    const int64_t half = int64_t(1) << (unit.shift - 1), offset = (unit.zero_point - unit.low) * (int64_t(1) << unit.shift);
-    const __m256i times = _mm256_set1_epi32(int32_t(unit.multiplier)), more = _mm256_set1_epi64x(half + offset);
+    const int64_t one = int64_t(1) << unit.shift, offset = (unit.zero_point - unit.low) * one + one / 2;
+    const __m256i times = _mm256_set1_epi32(int32_t(unit.multiplier)), more = _mm256_set1_epi64x(offset);
     const __m128i up = _mm_cvtsi64_si128(std::max<int64_t>(0, 32 - unit.shift));  // to the upper 32 bits
     const __m128i down = _mm_cvtsi64_si128(std::max<int64_t>(0, unit.shift - 32));  // and on in them
     const __m256i low = _mm256_set1_epi16(int16_t(unit.low)), most = _mm256_set1_epi16(int16_t(unit.high - unit.low));

@@ -1,5 +1,5 @@
-// Lookups of sixteen bytes of one operand at once (AVX2): what they pick from the table is laid out side by side, so that
-// each byte of the other operand picks sixteen values with one load. Side by side lie rows or, where lanes are few,
+// Lookups of sixteen bytes of one operand at once (AVX2): what they pick from the table is laid out side by side, so
+// that each byte of the other operand picks sixteen values with one load. Side by side lie rows or, where lanes are few,
 // lanes: laying out pays off where many bytes pick. Values are words, summed modulo 2^16; what a sum has beyond that
 // their high bytes tell, which are summed apart.
 
@@ -53,31 +53,29 @@ class Sums {
         }
     }
 
-    // Adds the sums where each side has a row; of what lies behind the last lane, up to a multiple of eight, too
+    // Adds the sums where each side has a row; behind the last lane, up to a multiple of eight, whatever there is
     AVX2 void flush_rows(int64_t sides, int64_t count, int32_t *sums, int64_t width) const {
         for (int64_t n = 0; n < count; n += 8) {
             __m256i bytes[2][8];
             UNROLLED for (int i = 0; i < 8; i++) of(n + i, bytes[0][i], bytes[1][i]);
             transpose256(bytes[0]);
             transpose256(bytes[1]);
-            UNROLLED for (int half = 0; half < 2; half++)
-                UNROLLED for (int i = 0; i < 8; i++) {
-                    const int64_t m = 8 * half + i;
-                    if (m < sides)
-                        accumulate(reinterpret_cast<const __m128i *>(&bytes[0][i])[half],
-                                   reinterpret_cast<const __m128i *>(&bytes[1][i])[half], sums + m * width + n);
-                }
+            UNROLLED for (int i = 0; i < 8; i++) {
+                __m256i eight[2];
+                whole(bytes[0][i], bytes[1][i], eight);
+                if (i < sides) accumulate(eight[0], sums + i * width + n);
+                if (i + 8 < sides) accumulate(eight[1], sums + (i + 8) * width + n);
+            }
         }
     }
 
     // The same where each side has a lane
     AVX2 void flush_lanes(int64_t count, int32_t *sums, int64_t width) const {
         for (int64_t m = 0; m < count; m++) {
-            __m256i below, above;
+            __m256i below, above, eight[2];
             of(m, below, above);
-            UNROLLED for (int i = 0; i < 2; i++)
-                accumulate(reinterpret_cast<const __m128i *>(&below)[i], reinterpret_cast<const __m128i *>(&above)[i],
-                           sums + m * width + 8 * i);
+            whole(below, above, eight);
+            UNROLLED for (int i = 0; i < 2; i++) accumulate(eight[i], sums + m * width + 8 * i);
         }
     }
 
@@ -126,11 +124,18 @@ class Sums {
         below = _mm256_sub_epi16(low_[n], _mm256_slli_epi16(above, 8));
     }
 
-    AVX2 static void accumulate(__m128i below, __m128i above, int32_t *to) {
-        const __m256i sum =
-            _mm256_add_epi32(_mm256_cvtepu16_epi32(below), _mm256_slli_epi32(_mm256_cvtepu16_epi32(above), 8));
+    // Each half's eight sums in 32 bits
+    AVX2 static void whole(__m256i below, __m256i above, __m256i (&eight)[2]) {
+        const __m256i weights = _mm256_set1_epi32(256 << 16 | 1);
+        const __m256i first = _mm256_madd_epi16(_mm256_unpacklo_epi16(below, above), weights);
+        const __m256i last = _mm256_madd_epi16(_mm256_unpackhi_epi16(below, above), weights);
+        eight[0] = _mm256_permute2x128_si256(first, last, 0x20);
+        eight[1] = _mm256_permute2x128_si256(first, last, 0x31);
+    }
+
+    AVX2 static void accumulate(__m256i eight, int32_t *to) {
         auto *place = reinterpret_cast<__m256i *>(to);
-        _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), sum));
+        _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), eight));
     }
 
     __m256i laid_[TERMS][ENTRIES], low_[PICKS], high_[PICKS];
