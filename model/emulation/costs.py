@@ -21,7 +21,8 @@ from model.qnetwork import Product
 
 _SHORT = 32  # terms: sums of fewer are measured as sums of 8, the class capsules' votes
 _FACTORS = 4  # measured at once
-_RUNS = 5
+_RUNS = 8
+_NOTHING = "nothing"
 _LARGEST = 2**16  # bytes of a file of costs
 MOST_FACTORS = 32  # beyond, no processor multiplies faster than it looks up
 
@@ -34,7 +35,7 @@ def fastest(product: Product, terms: NDArray[np.int32], level: str, length: int)
 
 
 def cost(plan: Plan, known: dict[str, float]) -> float:
-    """Seconds for each term, by what `costs` has measured."""
+    """Seconds for each term beyond what all plans take, by what `costs` has measured."""
     count, rank = plan.shape
     lookups = known[_planes(count, plan.folded)] if count else 0.0
     return lookups + rank * known["factor"] + (known["signs"] if plan.differ else 0.0)
@@ -42,20 +43,23 @@ def cost(plan: Plan, known: dict[str, float]) -> float:
 
 @cache
 def costs(level: str, short: bool) -> dict[str, float]:
-    """Seconds of one thread for each term of a short or a long sum: of one factor, of so many planes, of the signs.
+    """Seconds of one thread for each term of a short or a long sum, beyond those of a sum of nothing: of one factor, of
+    so many planes, of the signs.
 
     Kept in the user's cache by compiled library and processor; a damaged file counts as none.
     """
     key = digest(f"{library_name()} {level} {short} {_processor()}".encode())
     file = cache_folder() / "native" / f"costs-{key[:32]}.json"
-    wanted = _samples()
+    samples = _samples()
     try:
         found = json.loads(read_bounded(file, _LARGEST))
-        if found.keys() == wanted.keys() and all(0 < float(value) < 1 for value in found.values()):
+        if found.keys() == samples.keys() - {_NOTHING} and all(0 < float(value) < 1 for value in found.values()):
             return {name: float(value) for name, value in found.items()}
     except (RedcaneError, OSError, ValueError, TypeError, AttributeError):
         pass
-    measured = {name: _measure(plan, level, short) for name, plan in wanted.items()}
+    seconds = _measure(samples, level, short)
+    nothing = seconds.pop(_NOTHING)  # to begin a sum and to write it, which for short ones is not little
+    measured = {name: max(value - nothing, 1e-15) for name, value in seconds.items()}
     measured["factor"] /= _FACTORS
     with suppress(OSError):  # an unwritable cache costs time, nothing else
         write_atomic(file, json.dumps(measured))
@@ -74,7 +78,9 @@ def _samples() -> dict[str, Plan]:
         return Plan(values, np.zeros(256, np.int32), np.zeros(256, np.int32), planes, folded, factors, factors, differ)
 
     lookups = ((1, True), (2, True), (1, False), (2, False))
-    others = {"factor": sample(0, False, _FACTORS), "signs": sample(0, True, 0, 1)}
+    others = {
+        _NOTHING: sample(0, False, 0), "factor": sample(0, False, _FACTORS), "signs": sample(0, True, 0, 1)
+    }  # fmt: skip
     return others | {_planes(*of): sample(*of, 0) for of in lookups}
 
 
@@ -82,7 +88,8 @@ def _planes(count: int, folded: bool) -> str:
     return f"{count} planes{', folded' * folded}"
 
 
-def _measure(plan: Plan, level: str, short: bool) -> float:
+def _measure(samples: dict[str, Plan], level: str, short: bool) -> dict[str, float]:
+    """Seconds of one thread for each term, of every plan; they take turns, since a machine is slow for a while."""
     groups, rows, terms, lanes = (64, 16, 8, 160) if short else (1, 60, 1024, 256)
     shape = Shape(
         groups=groups, rows=rows, terms=terms, lanes=lanes, out_row=lanes,
@@ -90,15 +97,17 @@ def _measure(plan: Plan, level: str, short: bool) -> float:
     )  # fmt: skip
     rng = np.random.default_rng(1)
     a = rng.integers(0, 256, (groups, rows, terms)).astype(np.uint8)
-    b = Operand(plan, rng.integers(-127, 128, (groups, terms, lanes)).astype(np.int16))
+    codes = rng.integers(-127, 128, (groups, terms, lanes)).astype(np.int16)
+    operands = {name: Operand(plan, codes) for name, plan in samples.items()}
     begins = np.arange(rows) * terms
     out = np.empty((groups, rows, lanes), np.int32)
-    times = []
+    times = dict.fromkeys(samples, np.inf)
     for _ in range(_RUNS):
-        start = time.thread_time()
-        sums(plan, level, 1, shape, a, begins, b, b.columns, out)
-        times.append(time.thread_time() - start)
-    return max(min(times), 1e-9) / (out.size * terms)
+        for name, plan in samples.items():
+            start = time.thread_time()
+            sums(plan, level, 1, shape, a, begins, operands[name], operands[name].columns, out)
+            times[name] = min(times[name], time.thread_time() - start)
+    return {name: seconds / (out.size * terms) for name, seconds in times.items()}
 
 
 def _processor() -> str:
