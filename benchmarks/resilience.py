@@ -104,12 +104,12 @@ def assign(network: CapsNet, data: datasets.Dataset, result: Resilience, known: 
     tables = {name: component.table for name, component in library.components.items()}
     split = Split(data.validation.images[:SELECTION], data.validation.labels[:SELECTION])
 
-    def measure(exactly: dict[str, str], chosen: dict[str, str], allowed: float) -> tuple[float, None]:
+    def measure(exactly: dict[str, str], chosen: dict[str, str], allowed: float) -> tuple[float, float, None]:
         key = json.dumps(chosen)
         if key not in known:
             classes = Emulator(exact.with_components(chosen, tables)).classify(image_codes(exact, split.images))
             known[key] = float((classes == split.labels).mean())
-        return known[key], None
+        return known[key], 100 * (known[json.dumps(exactly)] - known[key]), None
 
     captures = capture(Emulator(exact), image_codes(exact, data.train.images[:16]), sums=2**10, pairs=2**18)
     return select(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         tables,
         costs_of(run, exact, captures),
         {key: resilience.tolerated_nm(key) for key, _, _ in exact.products()},
-        measurements.judged,
+        functools.partial(measurements.judged, confidence=settings.confidence),
         accuracy(run.network(), images.images, images.labels),
         run.config.lost_before_finetuning(),
         settings.max_kinds,

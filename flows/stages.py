@@ -295,7 +295,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "resilience.json"),
         outputs=("assignment.yaml", "selection.json"),
         make=_assign,
-        version=4,
+        version=5,
         settings=_settings(_section("network", "train", "quantize", "assign"), _may_lose, _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),

@@ -14,9 +14,8 @@ nothing that counts. Exact emulation of thousands of images takes seconds, so wh
 4. *Moved*: the same once more, where components may also have magnitudes at the other place (model/placement.py).
    Noise tells less of what that would lose, so what is found without it comes first.
 
-Here the budget holds where the loss on all images is within it at the stated confidence (model/comparison.py): of many
-candidates, some get in otherwise because the images happen to suit them. What the noise admits has both its noise and a
-measurement to speak for it, and stays where nothing cheaper is found. Measurements that lead nowhere end early.
+The budget holds where the loss on all images is within it at the stated confidence (model/comparison.py): of many
+candidates, some get in otherwise because the images happen to suit them. Measurements that lead nowhere end early.
 """
 
 from __future__ import annotations

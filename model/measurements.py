@@ -70,12 +70,18 @@ class Measurements:
         """Fraction of the images that are classified right with these multipliers, by "layer.operation"."""
         return float(self._upto(assignment, self.batches).mean())
 
-    def judged(self, exact: Assignment, assignment: Assignment, allowed: float) -> tuple[float, int | None]:
-        """The accuracy of `assignment`, and on how many images, as `loss` would look at them (None: all)."""
-        found = self.loss(exact, assignment, min(allowed, 100.0), 0.5)
+    def judged(
+        self, exact: Assignment, assignment: Assignment, allowed: float, confidence: float
+    ) -> tuple[float, float, int | None]:
+        """The accuracy of `assignment`, the points that it loses against `exact` at most, and on how many images, as
+        `loss` looks at them (None: all).
+        """
+        if assignment == exact:
+            return self.accuracy(exact), 0.0, None
+        found = self.loss(exact, assignment, min(allowed, 100.0), confidence)
         if found.images == len(self.labels):
-            return self.accuracy(assignment), None
-        return self.accuracy(exact) - found.points / 100, found.images
+            return self.accuracy(assignment), found.bound, None
+        return self.accuracy(exact) - found.points / 100, found.bound, found.images
 
     def loss(
         self, exact: Assignment, assignment: Assignment, allowed: float, confidence: float,

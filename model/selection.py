@@ -6,10 +6,12 @@
    counts, because NM alone does not predict the accuracy: over K terms the deviation grows with sqrt(K), a bias with K.
    An operation in the twos-complement format takes components of signed operands only, any other unsigned ones only.
 3. The cheapest assignment of admissible components with at most so many kinds of multipliers, exactly.
-4. Its accuracy is measured. While it drops by more than the budget, the operation whose error takes up the most of
+4. Its accuracy is measured. While it may drop by more than the budget, the operation whose error takes up the most of
    what it tolerates gets a component of less error. In the end everything is exact.
 5. Operations that were made more exact than the rest turned out to need are given back what they had, one at a time,
    last first, where the measured accuracy allows it.
+
+What an assignment may lose is what it loses on the images that were measured and a margin, for others of their kind.
 
 model/exploration.py goes on from there, below what the noise admits, by measuring.
 """
@@ -33,9 +35,10 @@ from model.qnetwork import QNetwork, takes_signed
 ROUNDING = 1e-9  # points: accuracies are sums of floats
 
 _Costs = Mapping[str, Mapping[str, float]]
-Measure = Callable[[dict[str, str], dict[str, str], float], tuple[float, int | None]]
-"""The accuracy (fraction) of an assignment, and on how many images (None: all). Given are the exact assignment, the
-other one, and the percentage points that this may lose against it: what surely loses more needs no more images.
+Measure = Callable[[dict[str, str], dict[str, str], float], tuple[float, float, int | None]]
+"""The accuracy (fraction) of an assignment, the percentage points that it may lose against the exact one, and on how
+many images both were found (None: all). Given are the exact assignment, the other one, and the points that may be lost:
+what surely loses more needs no more images.
 """
 
 
@@ -82,7 +85,7 @@ class Step:
     drop_points: float  # from the float accuracy, percentage points
     cost: float
     within_budget: bool
-    bound_points: float | None = None  # of the drop, at the confidence of the exploration
+    bound_points: float  # of the drop, at the confidence of the measurement
     images: int | None = None  # on which; None: all
 
 
@@ -168,12 +171,13 @@ def select(
 
     def try_out(action: str, assignment: dict[str, str]) -> Step:
         allowed = budget_points - history[0].drop_points if history else math.inf
-        accuracy, images = measure(exact, assignment, allowed)
+        accuracy, lost, images = measure(exact, assignment, allowed)
         drop = _drop(float_accuracy, accuracy)
-        within = drop <= budget_points + ROUNDING
-        history.append(Step(action, assignment, accuracy, drop, search.cost(assignment), within, images=images))
+        bound = lost + (history[0].drop_points if history else drop)
+        within = bound <= budget_points + ROUNDING
+        history.append(Step(action, assignment, accuracy, drop, search.cost(assignment), within, bound, images))
         on = f" on {images} images" if images else ""
-        progress(f"{action}: {100 * accuracy:.2f} %{on} ({drop:+.2f} points lost)")
+        progress(f"{action}: {100 * accuracy:.2f} %{on} ({drop:+.2f} points lost, at most {bound:.2f})")
         return history[-1]
 
     first = best = try_out("exact multipliers everywhere", exact)

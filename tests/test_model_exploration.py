@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -148,9 +149,11 @@ def test_what_fails_is_not_measured_to_the_end() -> None:
     seen: list[int] = []
     hopeless = of.loss(exact, bad, 0.5, 0.9, seen.append)
     assert hopeless.images == seen[-1] < whole.images and hopeless.bound > 0.5
-    accuracy, images = of.judged(exact, bad, 0.5)
+    accuracy, lost, images = of.judged(exact, bad, 0.5, 0.9)
     assert images == hopeless.images and accuracy == of.accuracy(exact) - hopeless.points / 100
-    assert of.judged(exact, bad, math.inf) == (of.accuracy(bad), None)
+    assert lost == hopeless.bound
+    assert of.judged(exact, bad, math.inf, 0.9) == (of.accuracy(bad), whole.bound, None)
+    assert of.judged(exact, exact, 0.5, 0.9) == (of.accuracy(exact), 0.0, None)
 
 
 def found(budget: float, kinds: int, most: int, path: Path | None = None) -> tuple[Selection, Selection, Measurements]:
@@ -158,7 +161,7 @@ def found(budget: float, kinds: int, most: int, path: Path | None = None) -> tup
     exact = dict.fromkeys(OPERATIONS, "exact")
     limits = dict.fromkeys(OPERATIONS, 1e-6)  # the noise admits nothing
     start = select(
-        Q, CAPTURES, TABLES, SPENT, limits, of.judged, of.accuracy(exact), budget, kinds
+        Q, CAPTURES, TABLES, SPENT, limits, partial(of.judged, confidence=0.8), of.accuracy(exact), budget, kinds
     )
     return start, explore(start, Q, CAPTURES, TABLES, of, kinds, 0.8, most), of
 
@@ -212,7 +215,7 @@ def test_a_network_with_some_operations_moved_is_that_quantised_so() -> None:
 def test_nothing_is_explored_where_the_8_bit_network_misses_the_budget() -> None:
     of = measurements()
     limits = dict.fromkeys(OPERATIONS, 1.0)
-    start = select(Q, CAPTURES, TABLES, SPENT, limits, of.judged, 1.0, 0.5, 3)
+    start = select(Q, CAPTURES, TABLES, SPENT, limits, partial(of.judged, confidence=0.8), 1.0, 0.5, 3)
     assert start.warning and explore(start, Q, CAPTURES, TABLES, of) is start
     with pytest.raises(RedcaneError, match="confidence"):
         explore(start, Q, CAPTURES, TABLES, of, confidence=1.0)
