@@ -180,7 +180,7 @@ class Assign(Section):
         "says; with `compare_by: switching`",
     )
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
-        0.9, description="of keeping the budget with multipliers found so: 0.5 goes by the selection images alone"
+        0.9, description="of keeping the budget on other images: 0.5 goes by the selection images alone"
     )
     images: Positive = Field(
         256, description="training images on which the operations' real operands are sampled, the first ones"
