@@ -33,7 +33,7 @@ Side = Literal[4, 8, 16, 32, 64]
 class Train(Section):
     """How the network is trained. The weights of the epoch that was best on the validation split are kept."""
 
-    LATER = frozenset({"crop", "flip", "bfloat16", "cycles", "average", "noise", "cutout", "weight_decay"})
+    LATER = frozenset({"crop", "flip", "bfloat16", "cycles", "average", "noise", "cutout", "cutmix", "weight_decay"})
 
     epochs: Positive = Field(120, description="passes over the training images, at most")
     batch: Positive = Field(32, description="images in a step")
@@ -54,6 +54,11 @@ class Train(Section):
     )
     cutout: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="augmentation: edge in pixels of a square that is blackened, somewhere on the image"
+    )
+    cutmix: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="augmentation: part of the images that get a square of another one, of any size, and as large a "
+        "share of its class",
     )
     flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
     bfloat16: bool = Field(

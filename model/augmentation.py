@@ -1,4 +1,4 @@
-"""Training images moved about and cut into, so that a network sees more than there are."""
+"""Training images moved about, cut into and mixed, so that a network sees more than there are."""
 
 from __future__ import annotations
 
@@ -53,12 +53,36 @@ def _crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
 
 def _cut_out(images: Tensor, edge: int, generator: torch.Generator) -> Tensor:
     """Images (N, C, H, W), in each a square of zeros, its middle anywhere on the image."""
+    return images.masked_fill(_squares(images, torch.tensor(edge), generator), 0.0)
+
+
+def mix(
+    images: Tensor, shares: Tensor, recipe: TrainingRecipe, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al., ICCV 2019): so many of the images (N, C, H, W) as the recipe says get a square of another one
+    of them, of a random area, and its classes' shares (N, J) for as much of the image as that covers.
+    """
+    if recipe.cutmix == 0:
+        return images, shares
+    n, _, height, width = images.shape
+    partner = torch.randperm(n, generator=generator).to(images.device)
+    chosen, area = torch.rand(2, n, 1, generator=generator)
+    edge = torch.where(chosen < recipe.cutmix, (area * height * width).sqrt().round().long(), 0)
+    pasted = _squares(images, edge, generator)
+    covered = pasted.float().mean(dim=(2, 3))  # (N, 1): a part of the square may lie beyond the image
+    return torch.where(pasted, images[partner], images), shares + covered * (shares[partner] - shares)
+
+
+def _squares(images: Tensor, edge: Tensor, generator: torch.Generator) -> Tensor:
+    """Where a square of this edge (pixels; of all or for each (N, 1)) lies, its middle anywhere on an image: of images
+    (N, C, H, W), a mask (N, 1, H, W).
+    """
     inside = []
     for size in images.shape[2:]:
-        first = torch.randint(size, (len(images), 1), generator=generator).to(images.device) - edge // 2
-        place = torch.arange(size, device=images.device)
-        inside.append((place >= first) & (place < first + edge))  # (N, size)
-    return images.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0.0)
+        first = torch.randint(size, (len(images), 1), generator=generator) - edge // 2
+        place = torch.arange(size)
+        inside.append(((place >= first) & (place < first + edge)).to(images.device))  # (N, size)
+    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
 
 
 def moved_about(split: Split, recipe: TrainingRecipe, copies: int) -> Split:

@@ -29,6 +29,7 @@ class TrainingRecipe:
     crop: int = 0  # augmentation: pixels of zeros on every side, of which a random crop is taken; nothing is blurred
     # Augmentation: edge of a square, its middle anywhere on the image, that is set to zero (DeVries & Taylor, 2017).
     cutout: int = 0
+    cutmix: float = 0.0  # augmentation: part of the images that get a square of another one, and a share of its class
     cycles: int = 1  # times that the learning rate falls, each with a fresh Adam (SGDR, Loshchilov & Hutter, 2017)
     # Above 1, the mean of the weights after so many of the last cycles is kept, and not the best epoch's (stochastic
     # weight averaging: Izmailov et al., 2018); there is no early stop then.
@@ -46,6 +47,8 @@ class TrainingRecipe:
         for name in ("learning_rate", "reconstruction", "shift", "rotation", "scale", "weight_decay", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a number from 0")
+        if not 0 <= self.cutmix <= 1:
+            raise RedcaneError(f"training.cutmix: {self.cutmix} should be a part of the images, from 0 to 1")
         if self.learning_rate == 0 or self.scale >= 1:
             raise RedcaneError("training: learning_rate should be above 0 and scale below 1")
         if self.epochs % self.cycles:
@@ -74,5 +77,5 @@ class TrainingRecipe:
     def of_run(self) -> dict[str, object]:
         """What tells one training from another; a recipe without a later addition is what it was before that."""
         later = {"flip": False, "bfloat16": False, "crop": 0, "cycles": 1, "average": 1, "weight_decay": 0.0,
-                 "noise": 0.0, "cutout": 0}  # fmt: skip
+                 "noise": 0.0, "cutout": 0, "cutmix": 0.0}  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
-from model.augmentation import augment
+from model.augmentation import augment, mix
 from model.capsules import Tap, identity, lengths
 from model.datasets import Dataset
 from model.errors import RedcaneError
@@ -38,7 +38,7 @@ Forward = Callable[[Network, Tensor], Tensor]
 """A forward pass: images (N, C, H, W) to class capsules (N, J, E) that carry gradients."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""The mean loss of images (N, C, H, W) and their labels (N,), which carries gradients."""
+"""The mean loss of images (N, C, H, W) and the shares of the classes in them (N, J), which carries gradients."""
 
 
 @dataclass
@@ -62,10 +62,12 @@ def initial(shape: Shape, seed: int) -> Network:
         return build(shape)
 
 
-def margin_loss(capsules: Tensor, labels: Tensor) -> Tensor:
-    """Mean margin loss (Sabour, Eq. 4) of class capsules (N, J, E): m+ = 0.9, m- = 0.1, lambda = 0.5."""
+def margin_loss(capsules: Tensor, present: Tensor) -> Tensor:
+    """Mean margin loss (Sabour, Eq. 4) of class capsules (N, J, E): m+ = 0.9, m- = 0.1, lambda = 0.5.
+
+    `present` (N, J) is 1 for the class of an image and 0 for the others, or the classes' shares in a mixed one.
+    """
     length = lengths(capsules)  # (N, J)
-    present = nn.functional.one_hot(labels, length.shape[1])
     missed = torch.relu(0.9 - length) ** 2
     imagined = torch.relu(length - 0.1) ** 2
     return (present * missed + 0.5 * (1 - present) * imagined).sum(dim=1).mean()
@@ -90,7 +92,7 @@ def evaluate(
             x, y = (torch.from_numpy(values[start : start + batch]).to(device) for values in (images, labels))
             v = forward(network, x) if forward else network(x, tap(index))
             correct += int((lengths(v).argmax(dim=1) == y).sum())
-            loss += float(margin_loss(v, y)) * len(y)
+            loss += float(margin_loss(v, nn.functional.one_hot(y, v.shape[1]))) * len(y)
     return correct / len(labels), loss / len(labels)
 
 
@@ -152,6 +154,7 @@ def train(
         history, kept = _resume(checkpoint, digest(run.encode()), network, optimizer) or (history, kept)
     loss = _Loss(network, recipe, forward, teacher)
     images, labels = (torch.from_numpy(part).to(where) for part in (dataset.train.images, dataset.train.labels))
+    classes = nn.functional.one_hot(labels, dataset.classes).float()
     of_batch = _Loss(network, recipe, forward, teacher).for_whole_batches()
     saved = -math.inf
 
@@ -164,7 +167,7 @@ def train(
                 break
             if epoch % (recipe.epochs // recipe.cycles) == 0:
                 optimizer = recipe.adam(network)
-            history.loss.append(_epoch(loss, of_batch, images, labels, optimizer, epoch, progress.update))
+            history.loss.append(_epoch(loss, of_batch, images, classes, optimizer, epoch, progress.update))
             validated = evaluate(network, dataset.validation.images, dataset.validation.labels, forward=forward)
             history.validation.append(validated[0])
             history.validation_loss.append(validated[1])
@@ -213,13 +216,13 @@ class _Loss(nn.Module):
             teacher.to(self.device).eval()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean loss of images (N, C, H, W) and their labels (N,)."""
+        """The mean loss of images (N, C, H, W) and the shares of the classes in them (N, J)."""
         network, mixed = self.network, self.recipe.bfloat16 or x.is_cuda
         with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False):
             v = self._forward(network, x) if self._forward else network(x, self.tap)
             loss = margin_loss(v, y) if self._teacher is None else _distance(v, self._teacher, x)
             if self.recipe.reconstruction > 0:
-                error = (network.reconstruct(v, y).float() - x).square().flatten(1).sum(dim=1).mean()
+                error = (network.reconstruct(v, y.argmax(dim=1)).float() - x).square().flatten(1).sum(dim=1).mean()
                 loss = loss + self.recipe.reconstruction * error
         return loss
 
@@ -237,14 +240,13 @@ def _epoch(
     loss: _Loss,
     of_batch: Loss,
     images: Tensor,
-    labels: Tensor,
+    classes: Tensor,
     optimizer: torch.optim.Optimizer,
     epoch: int,
     done: Callable[[int], object],
 ) -> float:
-    """One pass over the training images in an order of its own; returns the mean loss. `done` hears of every batch.
-
-    `of_batch` is the loss of whole batches.
+    """One pass over the training images, whose `classes` (N, J) are 1 or 0, in an order of its own; returns the mean
+    loss. `of_batch` is the loss of whole batches; `done` hears of every batch.
     """
     recipe, device = loss.recipe, loss.device
     generator = torch.Generator().manual_seed(derive_seed("epoch", recipe.seed, epoch))
@@ -253,17 +255,19 @@ def _epoch(
     total = torch.zeros((), dtype=torch.float64, device=device)
     loss.tap = _noisy(recipe.noise, derive_seed("noise of training", recipe.seed, epoch), device)
     loss.network.train()
-    for chosen in torch.randperm(len(labels), generator=generator).split(recipe.batch):
-        chosen_there = chosen.to(device)
-        x, y = augment(images[chosen_there], recipe, generator), labels[chosen_there]
-        optimizer.zero_grad()
-        mean = of_batch(x, y) if len(chosen) == recipe.batch else loss(x, y)
-        mean.backward()
-        optimizer.step()
-        total += mean.detach().double() * len(chosen)
-        done(len(chosen))
+    together = recipe.batch * (_MOVED_TOGETHER if device.type == "cuda" else 1)
+    for chosen in torch.randperm(len(images), generator=generator).split(together):
+        there = chosen.to(device)
+        moved = mix(augment(images[there], recipe, generator), classes[there], recipe, generator)
+        for x, y in zip(*(part.split(recipe.batch) for part in moved), strict=True):
+            optimizer.zero_grad()
+            mean = of_batch(x, y) if len(x) == recipe.batch else loss(x, y)
+            mean.backward()
+            optimizer.step()
+            total += mean.detach().double() * len(x)
+            done(len(x))
     loss.network.eval()
-    return float(total) / len(labels)
+    return float(total) / len(images)
 
 
 def _distance(capsules: Tensor, teacher: Network, images: Tensor) -> Tensor:
@@ -281,6 +285,8 @@ def _in_single_precision(
 
 
 _SAVED_EVERY = 15.0  # seconds on a GPU, whose epochs may be shorter than it takes to write the checkpoint
+
+_MOVED_TOGETHER = 64  # batches, on a GPU, which waits for each of the many small steps of an augmentation
 
 _DRAWN = 2**22  # values; more than a layer of a batch of the compact networks has
 

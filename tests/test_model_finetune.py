@@ -73,6 +73,12 @@ def are_the_references(capsules: torch.Tensor, quantized: QNetwork, images: torc
         np.testing.assert_array_equal(np.rint(found / out.scale) + out.zero_point, codes)
 
 
+def other_classes(digits: Dataset, images: int) -> torch.Tensor:
+    """Wrong labels (N, J) of the first test images."""
+    labels = torch.from_numpy(digits.test.labels[:images] + 1) % digits.classes
+    return torch.nn.functional.one_hot(labels, digits.classes)
+
+
 def reaches_every_weight(loss: torch.Tensor, network: Network) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in network.named_parameters():
@@ -92,7 +98,7 @@ def test_forward_is_the_reference_and_backward_reaches_every_weight(
     are_the_references(capsules, quantized, images)
     with torch.inference_mode():
         assert torch.equal(StraightThrough(quantized)(network, images), capsules)
-    reaches_every_weight(margin_loss(capsules, torch.from_numpy(digits.test.labels[:3] + 1) % 10), network)
+    reaches_every_weight(margin_loss(capsules, other_classes(digits, 3)), network)
 
 
 def deep(digits: Dataset) -> DeepCaps:
@@ -115,7 +121,7 @@ def test_a_deepcaps_too(form: Format, digits: Dataset) -> None:
     network.train()  # as a training has it
     capsules = StraightThrough(quantized)(network, images)
     are_the_references(capsules, quantized, images)
-    reaches_every_weight(margin_loss(capsules, torch.from_numpy(digits.test.labels[:2] + 1) % 10), network)
+    reaches_every_weight(margin_loss(capsules, other_classes(digits, 2)), network)
     for old, new in zip(quantized.layers, with_weights(quantized, network).layers, strict=True):
         if not isinstance(old, QClassCaps | QAdd):
             assert not isinstance(new, QClassCaps | QAdd)

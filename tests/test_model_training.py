@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch.nn.functional import one_hot
 
 from model import training
-from model.augmentation import augment, moved_about
+from model.augmentation import augment, mix, moved_about
 from model.capsnet import CapsNet, CapsNetShape
 from model.datasets import Dataset, Split, load
 from model.errors import RedcaneError
@@ -31,6 +32,7 @@ RECIPE = TrainingRecipe(epochs=5, batch=64, reconstruction=0.01, seed=3)
 
 MIXED = dataclasses.replace(RECIPE, bfloat16=True)
 CYCLES = dataclasses.replace(RECIPE, epochs=6, cycles=2)
+CUTMIX = dataclasses.replace(RECIPE, cutmix=0.5)
 AVERAGED = dataclasses.replace(RECIPE, epochs=6, cycles=3, average=2, patience=1)
 
 
@@ -52,14 +54,16 @@ def epoch_by_hand(
 ) -> None:
     loss = training._Loss(network, recipe, None, None)
     images, labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
-    training._epoch(loss, loss, images, labels, adam, epoch, lambda images: None)
+    training._epoch(loss, loss, images, one_hot(labels, data.classes).float(), adam, epoch, lambda images: None)
 
 
 def test_margin_loss_by_hand() -> None:
     capsules = torch.tensor([[[0.6, 0.8], [0.0, 0.3], [0.05, 0.0]]])  # lengths 1, 0.3, 0.05
-    assert math.isclose(margin_loss(capsules, torch.tensor([0])).item(), 0.5 * 0.2**2, rel_tol=1e-4)
+    assert math.isclose(margin_loss(capsules, torch.tensor([[1, 0, 0]])).item(), 0.5 * 0.2**2, rel_tol=1e-4)
     expected = 0.6**2 + 0.5 * 0.9**2  # the second is there, the first imagined
-    assert math.isclose(margin_loss(capsules, torch.tensor([1])).item(), expected, rel_tol=1e-4)
+    assert math.isclose(margin_loss(capsules, torch.tensor([[0, 1, 0]])).item(), expected, rel_tol=1e-4)
+    mixed = margin_loss(capsules, torch.tensor([[0.25, 0.75, 0]])).item()
+    assert math.isclose(mixed, 0.25 * 0.5 * 0.2**2 + 0.75 * expected, rel_tol=1e-4), "as much of each as its share"
 
 
 def test_augmentation_is_small_and_repeatable() -> None:
@@ -103,7 +107,30 @@ def test_a_square_is_cut_out_anywhere_and_is_smaller_at_the_border() -> None:
     assert (cut.amin(dim=(0, 1)) == 0).all(), "no pixel is safe"
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, MIXED, CYCLES, AVERAGED], ids=["single", "mixed", "cycles", "averaged"])
+def test_images_are_mixed_with_as_large_a_share_of_the_class_as_of_the_image() -> None:
+    images = torch.arange(400.0)[:, None, None, None].expand(400, 2, 9, 7).clone()
+    shares = one_hot(torch.arange(400)).float()
+    recipe = TrainingRecipe(cutmix=0.5)
+    mixed, found = mix(images, shares, recipe, torch.Generator().manual_seed(2))
+    again = mix(images, shares, recipe, torch.Generator().manual_seed(2))
+    assert torch.equal(mixed, again[0]) and torch.equal(found, again[1])
+    assert torch.equal(mixed[:, 0], mixed[:, 1])
+    counted = torch.stack([(mixed[:, 0] == value).float().mean(dim=(1, 2)) for value in range(400)], dim=1)
+    torch.testing.assert_close(found, counted)
+    own = found.diagonal()
+    assert 150 < int((own < 1).sum()) < 250, "half of them, but for the smallest squares and partners of their own"
+    assert own.min() < 0.2 and ((own > 0.4) & (own < 0.6)).any(), "squares of any size"
+    others = mixed[:, 0] != torch.arange(400.0)[:, None, None]
+    for image in others[own < 1]:
+        rows, columns = (torch.unique(of) for of in image.nonzero(as_tuple=True))
+        assert int(image.sum()) == len(rows) * len(columns)
+    assert others.any(dim=0).all(), "anywhere"
+    assert mix(images, shares, TrainingRecipe(), torch.Generator()) == (images, shares)
+
+
+@pytest.mark.parametrize(
+    "recipe", [RECIPE, MIXED, CYCLES, AVERAGED, CUTMIX], ids=["single", "mixed", "cycles", "averaged", "cutmix"]
+)
 def test_killed_after_any_epoch_it_ends_with_the_same_weights(
     few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: TrainingRecipe
 ) -> None:
