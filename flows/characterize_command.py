@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.multipliers.product_table import kind_of_operands
-
 if TYPE_CHECKING:
     from model.multipliers.characterize import Characterisation
     from model.multipliers.component import Multiplier
@@ -111,6 +109,8 @@ def correlations(components: Sequence[Multiplier], found: Mapping[str, Character
 
     Signed components apart from unsigned ones, since they were not published as one family.
     """
+    from model.multipliers.product_table import kind_of_operands
+
     return [line for signed in (False, True)
             for line in _correlations([c for c in components if c.signed == signed], found, kind_of_operands(signed))]
 

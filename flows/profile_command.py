@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.operands import Histograms, convolutions, histograms
 from model.errors import RedcaneError
 
 if TYPE_CHECKING:
+    from flows.operands import Histograms
     from model.multipliers.component import Multiplier
     from model.multipliers.error_figures import ErrorFigures
     from model.multipliers.library import Library
@@ -36,6 +36,7 @@ def add_parser(actions: argparse._SubParsersAction[Any]) -> None:
 
 def profile(chosen: argparse.Namespace) -> None:
     """Print the profiles of a library or Table IV, and the figures on real operands; draw what is wanted."""
+    from flows.operands import convolutions, histograms
     from model.multipliers.library import load_library
 
     library = load_library(chosen.library)
@@ -145,6 +146,7 @@ def on_operands(component: Multiplier, real: dict[str, Histograms]) -> list[Erro
 def draw(inexact: Sequence[Multiplier], real: dict[str, Histograms], folder: Path) -> int:
     """Fig. 6 for each component, and with real operands Fig. 11 and their NA and NM; returns the number of files."""
     from model.multipliers.profile import TERMS, sample_errors
+    from flows.operands import convolutions
     from model.multipliers.profile_plots import plot_noise, plot_operands, plot_profile
 
     for component in inexact:

@@ -354,6 +354,13 @@ def test_training_killed_and_interrupted_goes_on(finished: Path, tmp_path: Path)
     assert not list((tmp_path / "tiny").glob(".work.*")) and not checkpoint.exists()
 
 
+def test_the_command_line_is_there_before_anything_slow_is() -> None:
+    """So that Ctrl-C is answered, and `--help`, while NumPy and torch are not loaded yet."""
+    ask = "import sys, flows.main; print(sorted({'numpy', 'torch', 'pydantic', 'amaranth'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, RedcaneError, OSError])
 def test_an_interruption_of_which_a_library_makes_an_error_is_one(
     error: type[BaseException], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
