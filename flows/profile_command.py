@@ -145,8 +145,8 @@ def on_operands(component: Multiplier, real: dict[str, Histograms]) -> list[Erro
 
 def draw(inexact: Sequence[Multiplier], real: dict[str, Histograms], folder: Path) -> int:
     """Fig. 6 for each component, and with real operands Fig. 11 and their NA and NM; returns the number of files."""
-    from model.multipliers.profile import TERMS, sample_errors
     from flows.operands import convolutions
+    from model.multipliers.profile import TERMS, sample_errors
     from model.multipliers.profile_plots import plot_noise, plot_operands, plot_profile
 
     for component in inexact:

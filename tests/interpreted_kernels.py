@@ -10,6 +10,7 @@ import torch
 from random_networks import EXACT, SIGNED, UNSIGNED, codes
 
 from model import reference
+from model.emulation.byte_kernel import Scales
 from model.emulation.factor_sums import _KernelConvolution
 from model.emulation.factors import factorise
 from model.emulation.table_kernel import sums
@@ -19,7 +20,7 @@ from model.qnetwork import Coding, Product, QConv, Requantizer
 UNIT = Requantizer(2**15, 16, 0, -127, 127)
 SHAPES = (  # images, height, width, channels in, out, kernel, stride, padding; 32 channels are read where they lie
     (3, 7, 6, 1, 20, 3, 1, 0), (2, 6, 5, 32, 5, 3, 2, 1), (1, 4, 4, 64, 33, 3, 1, 1), (2, 3, 3, 3, 7, 1, 1, 0),
-    (2, 4, 3, 96, 16, 1, 3, 2), (1, 1, 1, 32, 1, 1, 1, 0),
+    (2, 4, 3, 96, 16, 1, 3, 2), (1, 1, 1, 32, 1, 1, 1, 0), (2, 6, 5, 3, 9, 3, 2, 1),
 )  # fmt: skip
 A, B = np.arange(256)[:, None], np.arange(256)
 TABLES = {
@@ -49,6 +50,21 @@ def convolutions() -> None:
                         np.testing.assert_array_equal(of_image, reference.convolution(conv, table, image), name)
 
 
+def scales() -> None:
+    """One sum of groups with any scales."""
+    rng = np.random.default_rng(0)
+    for of_groups in ((1,), (8, 2, 2**15), (96, 40, 12, 6, 7, 5, 3, 1), (3 * 2**20, 2**20 - 1)):
+        ordered = sorted(of_groups, key=lambda scale: -(scale & -scale))
+        sizes, sums = rng.integers(1, 9, len(ordered)).tolist(), rng.integers(-(2**31), 2**31, len(ordered)).tolist()
+        made = Scales(ordered, sizes, torch.device("cpu"))
+        assert made.begins.tolist() == [sum(sizes[:group]) for group in range(len(sizes) + 1)]
+        total = 0
+        for ratio, of_group in zip(made.ratios.tolist(), [*sums, 0], strict=True):
+            total = total * ratio + of_group
+        wanted = sum(scale * of_group for scale, of_group in zip(ordered, sums, strict=True))
+        assert (total - wanted) % 2**32 == 0, of_groups
+
+
 def tables() -> None:
     """Sums of looked up terms."""
     torch.manual_seed(0)
@@ -60,5 +76,6 @@ def tables() -> None:
 
 
 if __name__ == "__main__":
+    scales()
     convolutions()
     tables()

@@ -110,11 +110,11 @@ class _Mapped:
     def __init__(self, factors: Factors, device: torch.device) -> None:
         self.row = torch.from_numpy(factors.row.astype(np.int32)).to(device)
         self.column = torch.from_numpy(factors.column.astype(np.int32)).to(device)
-        self.groups = []
-        for scale in np.unique(factors.scale):
+        self.groups = []  # the highest power of two in a scale first, as byte_kernel.Scales asks
+        for scale in sorted(np.unique(factors.scale).tolist(), key=lambda s: -(s & -s)):
             chosen = [x[factors.scale == scale].T.astype(np.int8).copy() for x in (factors.u, factors.v)]
             u, v = (torch.from_numpy(x).to(device) for x in chosen)  # (256, R)
-            self.groups.append((int(scale), u, v))
+            self.groups.append((scale, u, v))
 
     def of_columns(self, weights: Tensor) -> Tensor:
         """What bytes of weights (Cout, ...) add to every sum of their channel (Cout,), int32."""
@@ -152,7 +152,7 @@ class _Convolution:
 
 
 class _KernelConvolution:
-    """The same on tensor cores (byte_kernel.py). Of images with few channels windows are copied out first, as codes."""
+    """The same on tensor cores (byte_kernel.py). Of images with few channels a window's codes are laid side by side."""
 
     def __init__(self, factors: Factors, conv: QConv, device: torch.device) -> None:
         from model.emulation import byte_kernel
@@ -160,49 +160,43 @@ class _KernelConvolution:
         self._kernel, self._conv, self._mapped = byte_kernel, conv, _Mapped(factors, device)
         weights = torch.from_numpy(conv.weights.astype(np.uint8)).to(device)  # (Cout, kh, kw, Cin)
         self._bias = torch.from_numpy(conv.bias.astype(np.int32)).to(device) + self._mapped.of_columns(weights)
-        self._copied = weights.shape[3] % byte_kernel.LANES != 0
-        weights = weights.flatten(1)[:, None, None] if self._copied else weights
-        (_, *self._edges, channels) = weights.shape
-        self._lanes = channels + -channels % byte_kernel.LANES
+        self._edges, one = conv.weights.shape[1:3], (1, 1)
+        if weights.shape[3] % byte_kernel.LANES == 0:  # read where they lie
+            self._copied, self._steps = one, (1, conv.stride)
+        else:
+            weights = weights.flatten(1)[:, None, None]
+            self._copied, self._steps, self._edges = self._edges, (conv.stride, 1), one
+        self._lanes = weights.shape[3] + -weights.shape[3] % byte_kernel.LANES
+        scales, us, vs = zip(*self._mapped.groups, strict=True) if self._mapped.groups else ((), (), ())
         nothing = torch.zeros(256, 0, dtype=torch.int8, device=device)
-        self._groups = [
-            (scale, u.t().contiguous(), self._laid_out(_map(v, weights)))
-            for scale, u, v in self._mapped.groups or [(1, nothing, nothing)]
-        ]
-
-    def _laid_out(self, weights: Tensor) -> Tensor:
-        """Factors of weights (Cout, kh, kw, Cin, R) as the kernel reads them: (Cout, R, kh, kw, lanes)."""
+        self._u = torch.cat([nothing, *us], dim=1).t().contiguous()
+        self._scales = byte_kernel.Scales(scales, [u.shape[1] for u in us], device)
+        factors_of_weights = _map(torch.cat([nothing, *vs], dim=1), weights).permute(0, 4, 1, 2, 3)
         unused = self._lanes - weights.shape[3]
-        return torch.nn.functional.pad(weights.permute(0, 4, 1, 2, 3), (0, unused)).contiguous()
+        self._weights = torch.nn.functional.pad(factors_of_weights, (0, unused)).contiguous()  # (Cout, R, ., ., lanes)
 
     def __call__(self, x: Tensor, memory: int) -> Tensor:
         """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin)."""
-        conv, rank = self._conv, max(len(u) for _, u, _ in self._groups)
+        conv = self._conv
         high, wide = x.shape[1] + 2 * conv.padding, x.shape[2] + 2 * conv.padding
         cout, kh, kw, _ = conv.weights.shape
         rows, columns = (high - kh) // conv.stride + 1, (wide - kw) // conv.stride + 1
-        bytes_each = (rows * columns * (rank + 2) if self._copied else high * wide * rank) * self._lanes
+        places = high * wide if self._copied == (1, 1) else rows * columns
+        images = max(1, min(memory, 2**31 - 1) // max(1, places * len(self._u) * self._lanes))
         out = torch.empty(len(x), rows, columns, cout, dtype=torch.int32, device=x.device)
-        images = max(1, min(memory, 2**31 - 1) // max(1, bytes_each))
         for part, sums in zip(x.split(images), out.split(images), strict=True):
             self._part(part, sums)
         return out
 
     def _part(self, x: Tensor, out: Tensor) -> None:
-        conv = self._conv
-        padding, stride = (0, 1) if self._copied else (conv.padding, conv.stride)
-        if self._copied:
-            _, kh, kw, _ = conv.weights.shape
-            x = windows(padded(x, conv), kh, kw, conv.stride).flatten(0, 2)[:, None, None]
-            out = out.view(-1, 1, 1, out.shape[3])
-        begin: tuple[Tensor, Tensor] | None = None
-        for index, (scale, u, weights) in enumerate(self._groups):
-            planes, rows = self._kernel.map_codes(x, u, self._mapped.row, padding, conv.mac.a.zero_point, self._lanes)
-            if index == 0:
-                high, wide = self._edges
-                of_windows = windows(rows[..., None], high, wide, stride).sum(dim=3, dtype=torch.int32)
-                begin = of_windows.contiguous(), self._bias
-            self._kernel.convolve(planes, weights, stride, scale, out, begin if index == 0 else None)
+        mac, padding = self._conv.mac, self._conv.padding
+        before, after = self._steps
+        planes, rows = self._kernel.map_codes(
+            x, self._u, self._mapped.row, self._copied, before, padding, mac.a.zero_point, self._lanes
+        )
+        high, wide = self._edges
+        of_windows = windows(rows[..., None], high, wide, after).sum(dim=3, dtype=torch.int32).contiguous()
+        self._kernel.convolve(planes, self._weights, after, self._scales, (of_windows, self._bias), out)
 
 
 class _Votes:
