@@ -36,7 +36,7 @@ from model import datasets, qfile, reference
 from model.capsnet import CapsNet, CapsNetShape
 from model.emulation import Emulator
 from model.emulation.costs import fastest
-from model.emulation.emulator import DEVICE_MEMORY
+from model.emulation.emulator import device_memory
 from model.emulation.factor_sums import BITS, MOST_FACTORS, FactorSums
 from model.emulation.factors import factorise
 from model.emulation.kernel_sums import KernelSums
@@ -160,7 +160,7 @@ class Convolution:
     def on_device(self, device: torch.device) -> tuple[Callable[[], torch.Tensor], int | None]:
         """The sums on a device, and how many products of bytes a term takes there (None: it is looked up)."""
         terms = {key: term_table(self.product, self.table) for key, _, _ in self.network.products()}
-        unit = FactorSums(self.network, terms, device, DEVICE_MEMORY)
+        unit = FactorSums(self.network, terms, device, device_memory(device))
         x = torch.from_numpy(self.x).to(device)
         factors = factorise(terms[next(iter(terms))], exact_terms(self.product), BITS, MOST_FACTORS["cuda"])
         return (lambda: self.sums_of(unit, x)), factors and factors.rank

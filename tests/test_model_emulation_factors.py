@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.emulation import factors
 from model.emulation.factors import factorise
 from model.emulation.terms import exact_terms, term_table
 from model.qnetwork import Coding, Product, Requantizer
@@ -71,3 +72,17 @@ def test_real_multipliers_have_as_many_as_their_errors_rank(name: str) -> None:
     assert wide.rank <= RANKS[name] + 1 and narrow.rank <= 2 * RANKS[name] + 2
     for found in (wide, narrow):
         np.testing.assert_array_equal(found.terms(), terms)
+
+
+def test_all_zero_points_share_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.outer(np.arange(256), np.arange(256)).astype(np.uint16) & np.uint16(0xFF00)
+    searched: list[bytes] = []
+    lattice = factors._lattice
+    monkeypatch.setattr(factors, "_lattice", lambda *of: searched.append(of[0].tobytes()) or lattice(*of))
+    for a, b in ((0, 0), (100, 0), (3, 255), (77, 120)):
+        product = Product("affine", Coding("affine", 1.0, a), Coding("affine", 1.0, b), SIGNED, UNIT, "cut")
+        terms = term_table(product, table)
+        found = factorise(terms, exact_terms(product), 8, 255)
+        assert found is not None
+        np.testing.assert_array_equal(found.terms(), terms)
+    assert len(searched) <= 3, "the terms, the exact ones, the errors, once"

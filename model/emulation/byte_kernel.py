@@ -60,7 +60,8 @@ def map_codes(
     pixels = max(1, _MAPPED // together)
     _map[(triton.cdiv(rows.numel(), pixels),)](
         x.contiguous(), u.contiguous(), row, planes, rows, rows.numel(), height, width, channels, high, wide, stride,
-        padding, kw * channels, kh * kw * channels, zero, lanes, rank, rows.numel() * lanes, pixels, together,
+        padding, kw * channels, kh * kw * channels, zero, lanes, rank, rows.numel() * lanes, kernel != (1, 1),
+        pixels, together,
     )  # fmt: skip
     return planes, rows
 
@@ -89,7 +90,7 @@ def convolve(
 )
 def _map(  # type: ignore[no-untyped-def]  # in Triton's types
     x, u, row, planes, rows, count, height, width, channels, high, wide, stride, padding, run, used, zero, lanes, rank,
-    plane, pixels: tl.constexpr, together: tl.constexpr,
+    plane, windows: tl.constexpr, pixels: tl.constexpr, together: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * pixels + tl.arange(0, pixels)
     across = (pixel % wide * stride - padding).to(tl.int32)
@@ -98,11 +99,17 @@ def _map(  # type: ignore[no-untyped-def]  # in Triton's types
     total = tl.zeros((pixels,), tl.int32)
     for first in range(0, lanes, together):
         lane = first + tl.arange(0, together)
-        below, beside = lane // run, lane % run
-        y, z = down[:, None] + below[None, :], across[:, None] + (beside // channels)[None, :]
-        real = (lane < used)[None, :]
-        inside = (y >= 0) & (y < height) & (z >= 0) & (z < width) & (pixel < count)[:, None] & real
-        place = x + corner[:, None] + (below * width * channels + beside)[None, :]
+        if windows:
+            real = (lane < used)[None, :]
+            below, beside = lane // run, lane % run
+            y, z = down[:, None] + below[None, :], across[:, None] + (beside // channels)[None, :]
+            inside = (y >= 0) & (y < height) & (z >= 0) & (z < width)
+            place = x + corner[:, None] + (below * width * channels + beside)[None, :]
+        else:  # what lies side by side is loaded together
+            real = (lane < channels)[None, :]
+            inside = ((down >= 0) & (down < height) & (across >= 0) & (across < width))[:, None]
+            place = x + corner[:, None] + lane[None, :]
+        inside = inside & real & (pixel < count)[:, None]
         code = tl.load(place, mask=inside, other=zero).to(tl.int32) & 255
         total += tl.sum(tl.where(real, tl.load(row + code), 0), axis=1)
         place = planes + pixel[:, None] * lanes + lane[None, :]

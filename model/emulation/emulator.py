@@ -38,7 +38,7 @@ from model.qnetwork import (
 )
 
 MEMORY = 64 * 2**20  # bytes for what lives while one tile of images is computed
-DEVICE_MEMORY = 2 * 2**30  # the same on a GPU, which needs more at once to be busy
+DEVICE_MEMORY = 8 * 2**30  # the same on a GPU, which needs more at once to be busy; at most an eighth of what it has
 
 Observer = Callable[[str, int, Tensor], None]
 """Called with an operation's key, the routing iteration (from 1, else 0), and its accumulators (N, ...)."""
@@ -66,7 +66,7 @@ class Emulator:
         if self.device.type == lookup.GPU and not torch.cuda.is_available():
             raise RedcaneError(f"emulation: {lookup.GPU} is asked for (by {lookup.ENGINE}?), but torch finds no GPU")
         if memory is None:
-            memory = MEMORY if self.device.type == "cpu" else DEVICE_MEMORY
+            memory = MEMORY if self.device.type == "cpu" else device_memory(self.device)
         self.tile = max(1, memory // image_bytes(network))
         terms = {key: term_table(product, network.tables[product.component]) for key, product, _ in network.products()}
         level = lookup.choose(engine) if self.device.type == "cpu" else None
@@ -201,6 +201,11 @@ class Emulator:
                 seen(f"{name}.agreement", t, accumulators)
                 change = self._sums.requantize(layer.agreement.requantizer, accumulators).mT
                 b = trace[f"{name}.agreement.{t}"] = (b + change).clamp(-127, 127)
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that a GPU takes for what lives while one tile of images is computed."""
+    return min(DEVICE_MEMORY, torch.cuda.get_device_properties(device).total_memory // 8)
 
 
 def add(adder: Adder, a: Tensor, b: Tensor) -> Tensor:

@@ -182,9 +182,11 @@ class _KernelConvolution:
         cout, kh, kw, _ = conv.weights.shape
         rows, columns = (high - kh) // conv.stride + 1, (wide - kw) // conv.stride + 1
         places = high * wide if self._copied == (1, 1) else rows * columns
-        images = max(1, min(memory, 2**31 - 1) // max(1, places * len(self._u) * self._lanes))
+        of_plane = places * self._lanes  # bytes of an image
+        images = max(1, min(memory // max(1, of_plane * len(self._u)), (2**31 - 1) // of_plane))
         out = torch.empty(len(x), rows, columns, cout, dtype=torch.int32, device=x.device)
-        for part, sums in zip(x.split(images), out.split(images), strict=True):
+        parts = -(-len(x) // images)  # of one size, so that none leaves the GPU idle
+        for part, sums in zip(x.chunk(parts), out.chunk(parts), strict=True):
             self._part(part, sums)
         return out
 

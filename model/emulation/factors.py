@@ -40,7 +40,10 @@ class Factors:
         return len(self.scale)
 
 
-_known: dict[str, Factors | None] = {}
+Pieces = list[tuple[int, Integers, Integers]]
+"""Scale, u (256,) and v (256,) of products whose sum is a table's terms, but for a function of a and one of b."""
+
+_known: dict[str, Pieces | None] = {}
 _MOST_KNOWN = 4096
 _QUICK = 64  # dimensions that a lattice of any rows is reduced in within a second or two
 _PRIME = 2147483629
@@ -50,24 +53,17 @@ def factorise(terms: NDArray[np.int32], exact: NDArray[np.int32], bits: int, mos
     """Factors of `bits` bits, signed, of terms [a, b] (256, 256); None where there would be more than `most`.
 
     `exact` are the terms of the exact multiplier: with their product apart the other factors are smaller, most often.
-    What was found is kept, by content, while the process lives.
+    What was found is kept, by content, while the process lives, and serves terms that differ from these by a function
+    of a and one of b alone: those of all zero points.
     """
-    key = digest(terms.tobytes() + exact.tobytes() + bytes((bits, most)))
+    inner, of_exact = _inner(terms), _inner(exact)
+    key = digest(inner.tobytes() + of_exact.tobytes() + bytes((bits, most)))
     if key not in _known:
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
-        _known[key] = _factorise(terms.astype(np.int64), exact.astype(np.int64), bits, most)
-    return _known[key]
-
-
-def _factorise(terms: Integers, exact: Integers, bits: int, most: int) -> Factors | None:
-    together, alone, errors = (
-        _lattice(of, bits, count) for of, count in ((terms, most), (exact, 1), (terms - exact, most - 1))
-    )
-    candidates = [together, None if alone is None or errors is None else alone + errors]
-    split = [[piece for u, v in pairs for piece in _pieces(u, v, bits)] for pairs in candidates if pairs is not None]
-    pieces = min(split, key=len, default=None)
-    if pieces is None or len(pieces) > most:
+        _known[key] = _factorise(inner, of_exact, bits, most)
+    pieces = _known[key]
+    if pieces is None:
         return None
     scale = np.array([piece[0] for piece in pieces], np.int64)
     u, v = (np.array([piece[i] for piece in pieces], np.int64).reshape(-1, 256) for i in (1, 2))
@@ -77,12 +73,24 @@ def _factorise(terms: Integers, exact: Integers, bits: int, most: int) -> Factor
     return factors
 
 
-def _lattice(terms: Integers, bits: int, most: int) -> list[tuple[Integers, Integers]] | None:
-    """Pairs (u, v) whose outer products sum to the terms, but for a function of a and one of b; None if over `most`.
+def _inner(terms: NDArray[np.int32]) -> Integers:
+    """Terms less a function of a and one of b, so that those of byte 0 are zero."""
+    wide = terms.astype(np.int64)
+    return wide - wide[:1] - wide[:, :1] + wide[0, 0]
 
-    All of them are zero at byte 0.
-    """
-    inner = terms - terms[:1] - terms[:, :1] + terms[0, 0]
+
+def _factorise(terms: Integers, exact: Integers, bits: int, most: int) -> Pieces | None:
+    together, alone, errors = (
+        _lattice(of, bits, count) for of, count in ((terms, most), (exact, 1), (terms - exact, most - 1))
+    )
+    candidates = [together, None if alone is None or errors is None else alone + errors]
+    split = [[piece for u, v in pairs for piece in _pieces(u, v, bits)] for pairs in candidates if pairs is not None]
+    pieces = min(split, key=len, default=None)
+    return None if pieces is None or len(pieces) > most else pieces
+
+
+def _lattice(inner: Integers, bits: int, most: int) -> list[tuple[Integers, Integers]] | None:
+    """Pairs (u, v) whose outer products sum to terms that are zero at byte 0, as are the pairs; None if over `most`."""
     rows = np.unique(inner, axis=0)
     matrix = flint.fmpz_mat(rows.tolist())
     rank = matrix.rank()
@@ -115,7 +123,7 @@ def _likely_pieces(rows: Integers, rank: int, bits: int) -> int:
     return rank * prod(max(1, round(width / bits)) for width in widths)
 
 
-def _pieces(u: Integers, v: Integers, bits: int) -> list[tuple[int, Integers, Integers]]:
+def _pieces(u: Integers, v: Integers, bits: int) -> Pieces:
     """The outer product of u and v in factors of so many bits, each with a scale, but for functions of a and b alone.
 
     A common divisor is taken out of a factor, and a constant off it; one that is still too wide is cut into digits.
