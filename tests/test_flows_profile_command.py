@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows import profile_command
+from flows import operands
 from flows.main import main
 from model.multipliers.error_figures import RANGE
 from model.multipliers.library import import_folder
@@ -42,7 +42,7 @@ def test_each_operation_has_its_columns(library: str, tmp_path: Path, monkeypatc
         "conv.mac": (counts(a100b9=3), counts(a100b9=1)),
         "caps.votes": (counts(a100b16=5), counts()),
     }
-    monkeypatch.setattr(profile_command, "histograms", lambda *_: real)
+    monkeypatch.setattr(operands, "histograms", lambda *_: real)
     plots = tmp_path / "plots"
     assert main(["library", "profile", "--library", library, "--operands", "x.yaml", "--plots", str(plots)]) == 0
     said = capsys.readouterr().out

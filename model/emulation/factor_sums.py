@@ -160,12 +160,11 @@ class _KernelConvolution:
         self._kernel, self._conv, self._mapped = byte_kernel, conv, _Mapped(factors, device)
         weights = torch.from_numpy(conv.weights.astype(np.uint8)).to(device)  # (Cout, kh, kw, Cin)
         self._bias = torch.from_numpy(conv.bias.astype(np.int32)).to(device) + self._mapped.of_columns(weights)
-        self._edges, one = conv.weights.shape[1:3], (1, 1)
-        if weights.shape[3] % byte_kernel.LANES == 0:  # read where they lie
-            self._copied, self._steps = one, (1, conv.stride)
-        else:
+        whole, point = (conv.weights.shape[1:3], conv.stride), ((1, 1), 1)  # kernels and strides
+        self._laid_out, self._read = point, whole  # by which planes are laid out, and by which they are read
+        if weights.shape[3] % byte_kernel.LANES:
             weights = weights.flatten(1)[:, None, None]
-            self._copied, self._steps, self._edges = self._edges, (conv.stride, 1), one
+            self._laid_out, self._read = whole, point
         self._lanes = weights.shape[3] + -weights.shape[3] % byte_kernel.LANES
         scales, us, vs = zip(*self._mapped.groups, strict=True) if self._mapped.groups else ((), (), ())
         nothing = torch.zeros(256, 0, dtype=torch.int8, device=device)
@@ -181,7 +180,7 @@ class _KernelConvolution:
         high, wide = x.shape[1] + 2 * conv.padding, x.shape[2] + 2 * conv.padding
         cout, kh, kw, _ = conv.weights.shape
         rows, columns = (high - kh) // conv.stride + 1, (wide - kw) // conv.stride + 1
-        places = high * wide if self._copied == (1, 1) else rows * columns
+        places = high * wide if self._laid_out == ((1, 1), 1) else rows * columns
         of_plane = places * self._lanes  # bytes of an image
         images = max(1, min(memory // max(1, of_plane * len(self._u)), (2**31 - 1) // of_plane))
         out = torch.empty(len(x), rows, columns, cout, dtype=torch.int32, device=x.device)
@@ -191,14 +190,13 @@ class _KernelConvolution:
         return out
 
     def _part(self, x: Tensor, out: Tensor) -> None:
-        mac, padding = self._conv.mac, self._conv.padding
-        before, after = self._steps
+        zero, padding = self._conv.mac.a.zero_point, self._conv.padding
         planes, rows = self._kernel.map_codes(
-            x, self._u, self._mapped.row, self._copied, before, padding, mac.a.zero_point, self._lanes
+            x, self._u, self._mapped.row, *self._laid_out, padding, zero, self._lanes
         )
-        high, wide = self._edges
-        of_windows = windows(rows[..., None], high, wide, after).sum(dim=3, dtype=torch.int32).contiguous()
-        self._kernel.convolve(planes, self._weights, after, self._scales, (of_windows, self._bias), out)
+        (kh, kw), stride = self._read
+        of_windows = windows(rows[..., None], kh, kw, stride).sum(dim=3, dtype=torch.int32).contiguous()
+        self._kernel.convolve(planes, self._weights, stride, self._scales, (of_windows, self._bias), out)
 
 
 class _Votes:
