@@ -34,7 +34,7 @@ _MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,59}")
 _MOST_NETLIST_BYTES = 64 << 20
 _MOST_CACHE_BYTES = 32 << 20
 _BATCH = 12
-_SECONDS = (30, 6)  # for a batch, and for each of its circuits
+_SECONDS = (180, 12)  # for a batch, with the first start of Yosys on a busy machine, and for each of its circuits
 
 # What a transistor estimate means: static CMOS gates chosen by ABC, counted with Yosys' table of gate costs.
 TRANSISTOR_FLOW = "synth; abc -g cmos; opt_clean -purge"
