@@ -140,7 +140,7 @@ class Subject:
         self.images, self.labels = test.images[:count], test.labels[:count]
         self.weights = digest(run.folder / "network.safetensors")
         self.float_accuracy = accuracy(network, self.images, self.labels)
-        calibration = torch.from_numpy(data.train.images[: config.quantize.images])
+        calibration = run.calibration
         counts = {o.key: o.counts.multiplications for o in operations(network)}
         self.networks: dict[str, QNetwork] = {}
         self.streams: dict[str, Stream] = {}

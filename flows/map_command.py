@@ -85,6 +85,7 @@ def network_of(config: Config) -> tuple[QNetwork, tuple[MultiplierKind, ...]]:
     import torch
 
     from hw.generate import kinds_of
+    from model.calibration import Calibration
     from model.multipliers.library import load_library
     from model.network import build
     from model.quantize import quantize
@@ -93,7 +94,8 @@ def network_of(config: Config) -> tuple[QNetwork, tuple[MultiplierKind, ...]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         height, width, channels = config.network.image
-        fresh = quantize(build(config.shape()), torch.rand(8, channels, height, width), config.formats())
+        shapes_only = Calibration(built := build(config.shape()), torch.rand(8, channels, height, width), fit=False)
+        fresh = quantize(built, shapes_only, config.formats())
     network = library.exactly(fresh)
     return network, kinds_of(network, library.components)
 

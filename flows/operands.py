@@ -25,8 +25,6 @@ def captured(config_path: Path, runs: Path, signed: bool = False) -> dict[str, C
     is not. Operations whose format does not take multipliers of `signed` or unsigned operands, whichever is asked for,
     are quantised in one that does: what counts is what such a multiplier would see there.
     """
-    import torch
-
     from flows.config import Config
     from flows.run import Run
     from flows.stages import bring_up
@@ -38,11 +36,11 @@ def captured(config_path: Path, runs: Path, signed: bool = False) -> dict[str, C
     config = Config.load(config_path)
     run = Run(config, runs / config.name)
     bring_up(run, "train")
-    images, settings = run.dataset.train.images, config.quantize
     other: Format = "twos-complement" if signed else "sign-magnitude"
     formats = {key: f if takes_signed(f) == signed else other for key, f in config.formats().items()}
-    network = quantize(run.network(), torch.from_numpy(images[: settings.images]), formats, settings.align)
-    return capture(Emulator(network), image_codes(network, images[: config.assign.images]), seed=config.seed)
+    network = quantize(run.network(), run.calibration, formats, config.quantize.align)
+    images = run.dataset.train.images[: config.assign.images]
+    return capture(Emulator(network), image_codes(network, images), seed=config.seed)
 
 
 def histograms(config_path: Path, runs: Path, signed: bool = False) -> dict[str, Histograms]:

@@ -17,6 +17,7 @@ from model.files import digest, read_bounded
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from model.calibration import Calibration
     from model.capture import Capture
     from model.datasets import Dataset, Split
     from model.multipliers.library import Library
@@ -93,18 +94,23 @@ class Run:
 
         return load(self.folder / "qmodel")
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What the trained network holds on the training images that it is calibrated on."""
+        import torch
+
+        from model.calibration import Calibration
+
+        return Calibration(self.network(), torch.from_numpy(self.dataset.train.images[: self.config.quantize.images]))
+
     def quantized(self, formats: Mapping[str, Format], aligns: Mapping[str, int] | None = None) -> QNetwork:
         """The 8-bit network with exact multipliers in these formats, calibrated on training images; `aligns` says of
         some operations where magnitudes sit, the others' are where the configuration says.
         """
-        import torch
-
         from model.quantize import quantize
 
-        settings = self.config.quantize
-        images = torch.from_numpy(self.dataset.train.images[: settings.images])
-        places = {**dict.fromkeys(formats, settings.align), **(aligns or {})}
-        return self.library.exactly(quantize(self.network(), images, formats, places))
+        places = {**dict.fromkeys(formats, self.config.quantize.align), **(aligns or {})}
+        return self.library.exactly(quantize(self.network(), self.calibration, formats, places))
 
     def captures(self, network: QNetwork) -> dict[str, Capture]:
         """What the multipliers of a quantised network see on training images, by operation."""

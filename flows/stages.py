@@ -117,7 +117,8 @@ def _assign(run: Run, scratch: Path, about: Json) -> None:
     exact = run.quantized(formats)
     made_from = about["made_from"]
     measured = {name: value for name, value in made_from["settings"].items() if name not in ("assign", "may_lose")}
-    identity = digest(json.dumps([made_from["inputs"]["network.safetensors"], measured], sort_keys=True).encode())
+    made_of = [made_from["version"], made_from["inputs"]["network.safetensors"], measured]
+    identity = digest(json.dumps(made_of, sort_keys=True).encode())
     known = _partial(run, f"measurements-{identity[:16]}.jsonl")
     selection = selected(run, exact, known, tell)
     if selection.warning:
@@ -295,7 +296,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "resilience.json"),
         outputs=("assignment.yaml", "selection.json"),
         make=_assign,
-        version=5,
+        version=6,
         settings=_settings(_section("network", "train", "quantize", "assign"), _may_lose, _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),
@@ -304,7 +305,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "assignment.yaml"),
         outputs=_FINETUNED,
         make=_finetune,
-        version=2,
+        version=3,
         settings=_settings(_section("network", "train", "quantize", "finetune"), _data, _library),
         require=lambda run: need_yosys(),
     ),
@@ -313,7 +314,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "assignment.yaml", *_FINETUNED),
         outputs=("qmodel", "accuracy.json"),
         make=_quantize,
-        version=4,
+        version=5,
         settings=_settings(_section("network", "train", "quantize", "assign"), _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),

@@ -138,10 +138,14 @@ class DeepCaps(nn.Module):
 
     def folded_conv1(self) -> tuple[Tensor, Tensor]:
         """Kernel (C', C, Kh, Kw) and bias (C',) of conv1 with the batch normalisation, as it is in inference, in it."""
-        norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None  # it was made to track them
-        gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        return self.conv1.weight * gain[:, None, None, None], norm.bias - norm.running_mean * gain
+        gain, mean = self.gain(), self.norm.running_mean
+        assert mean is not None  # it was made to track it
+        return self.conv1.weight * gain[:, None, None, None], self.norm.bias - mean * gain
+
+    def gain(self) -> Tensor:
+        """By what the batch normalisation multiplies each channel of conv1 (C',) in inference."""
+        assert self.norm.running_var is not None
+        return self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)
 
     @torch.no_grad()
     def even_channels(self) -> None:

@@ -134,6 +134,25 @@ def with_weights(quantized: QNetwork, network: Network) -> QNetwork:
     return replace(quantized, layers=tuple(layers))
 
 
+@torch.no_grad()
+def take_weights(network: Network, quantized: QNetwork) -> None:
+    """Give a float network the weights that the codes of its quantised one stand for, so that with_weights finds these
+    codes again: they need not be the nearest to what the weights were (model/rounding.py).
+    """
+    for layer in quantized.layers:
+        if isinstance(layer, QAdd):
+            continue
+        if isinstance(layer, QClassCaps):
+            decoded = layer.votes.b.decode(layer.weights)
+        else:
+            decoded = layer.conv.mac.b.decode(layer.conv.weights).transpose(0, 3, 1, 2)
+        values = torch.from_numpy(decoded)
+        weight = network.get_parameter(f"{layer.name}.weight")
+        if isinstance(network, DeepCaps) and layer.name == "conv1":  # which has a batch normalisation behind it
+            values = values / network.gain()[:, None, None, None]
+        weight.copy_(values.reshape(weight.shape))
+
+
 def finetune(
     network: Network,
     quantized: QNetwork,
@@ -148,15 +167,17 @@ def finetune(
 
     Returns the history, and the validation accuracy (fraction) and loss before. The network is left with the weights of
     the epoch of the lowest validation loss, all by the integer network; if none is lower than before, with those that
-    it came with (and the history's `best` is -1). Checkpoint, resuming and errors as in model.training.train.
+    the codes of `quantized` stand for (and the history's `best` is -1). Checkpoint, resuming and errors as in
+    model.training.train.
     """
     forward = StraightThrough(quantized)
+    teacher = copy.deepcopy(network) if distill else None
+    take_weights(network, quantized)
     start = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     before = evaluate(network, dataset.validation.images, dataset.validation.labels, forward=forward)
     with tempfile.TemporaryDirectory() as folder:
         save(quantized, Path(folder, "qmodel"))
         basis = digest(Path(folder, "qmodel")) + (" distilled" if distill else "")
-    teacher = copy.deepcopy(network) if distill else None
     history = train(
         network, dataset, recipe, checkpoint, forward=forward, title="finetune", basis=basis, teacher=teacher
     )

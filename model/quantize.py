@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.calibration import Calibration
 from model.capsnet import CapsNet
 from model.convcaps import ConvCaps, ConvCaps3D
 from model.deepcaps import CELLS, KERNEL, Cell, DeepCaps, DeepCapsShape
@@ -63,16 +64,16 @@ def operations_of(shape: Shape) -> tuple[str, ...]:
 
 def quantize(
     network: Network,
-    images: Tensor,
+    images: Tensor | Calibration,
     formats: Mapping[str, Format] | Format = "sign-magnitude",
     align: Mapping[str, int] | int = 1,
 ) -> QNetwork:
     """Quantise a network, with exact multipliers (`EXACT`); `QNetwork.with_components` puts others in their places.
 
-    `images` (N, C, H, W) in [0, 1] are training images to calibrate on. `formats` is one format, or one for every
-    operation of operations_of(shape); those of ONE_TENSOR share theirs. `align` = 1 puts the seven-bit magnitudes of
-    the sign-magnitude format at the top of the multiplier's ports, 0 at the bottom (docs/numerics.md), of all
-    operations or of each its own.
+    `images` (N, C, H, W) in [0, 1] are training images to calibrate on, or what was found on them, which serves all
+    quantisations of the network. `formats` is one format, or one for every operation of operations_of(shape); those of
+    ONE_TENSOR share theirs. `align` = 1 puts the seven-bit magnitudes of the sign-magnitude format at the top of the
+    multiplier's ports, 0 at the bottom (docs/numerics.md), of all operations or of each its own.
 
     Raises RedcaneError for formats that do not fit, images of another shape, values that are not numbers, tensors
     that are all zero, and sums that could overflow.
@@ -83,11 +84,8 @@ def quantize(
             raise RedcaneError(
                 f"align: {place} should be 0 (magnitudes at the bottom of the multiplier) or 1 (at the top)"
             )
-    height, width, channels = network.shape.image
-    if images.ndim != 4 or len(images) == 0 or tuple(images.shape[1:]) != (channels, height, width):
-        raise RedcaneError(f"calibration: images of {channels}x{height}x{width} are wanted, got {tuple(images.shape)}")
     of = check_formats(formats, operations_of(network.shape))
-    make = LayerMaker(network, images, of, places)
+    make = LayerMaker(images if isinstance(images, Calibration) else Calibration(network, images), of, places)
     layers = _deepcaps(network, make) if isinstance(network, DeepCaps) else _capsnet(network, make)
     qnetwork = QNetwork(
         image=network.shape.image,

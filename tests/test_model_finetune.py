@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from model import reference, training
+from model.calibration import Calibration
 from model.capsnet import CapsNet, CapsNetShape
 from model.datasets import Dataset, load
 from model.deepcaps import DeepCaps, DeepCapsShape
 from model.emulation import Emulator
-from model.finetune import StraightThrough, finetune, with_weights
+from model.finetune import StraightThrough, finetune, take_weights, with_weights
 from model.network import Network, build
 from model.qnetwork import Format, QAdd, QClassCaps, QNetwork
 from model.quantize import image_codes, quantize
@@ -48,10 +49,15 @@ def truncated(bits: int) -> np.ndarray:
 
 def aggressive(network: Network, digits: Dataset, bits: int, form: Format = "sign-magnitude") -> QNetwork:
     """Truncated multipliers everywhere, in the routing by no more than 3 bits: coupling coefficients begin at 25."""
-    quantized = quantize(network, torch.from_numpy(digits.train.images), form)
+    quantized = quantize(network, plain(network, digits), form)
     routing = ("weighted_sum", "agreement")
     of = {key: str(min(bits, 3) if key.endswith(routing) else bits) for key, _, _ in quantized.products()}
     return quantized.with_components(of, {name: truncated(int(name)) for name in of.values()})
+
+
+def plain(network: Network, digits: Dataset) -> Calibration:
+    """Of all training images; weights have the nearest codes."""
+    return Calibration(network, torch.from_numpy(digits.train.images), fit=False)
 
 
 def copy_of(network: Network) -> Network:
@@ -161,6 +167,21 @@ def test_its_own_weights_change_nothing_and_large_ones_saturate(trained: CapsNet
             assert loud.conv.mac == old.conv.mac
 
 
+@pytest.mark.parametrize("form", ["sign-magnitude", "affine"])
+def test_it_starts_from_the_codes_that_the_quantised_network_has(
+    form: Format, trained: CapsNet, digits: Dataset
+) -> None:
+    for network in (copy_of(trained), deep(digits)):
+        fitted = quantize(network, torch.from_numpy(digits.train.images[:300]), form)
+        before = with_weights(fitted, network).layers[0].conv.weights
+        assert (before != fitted.layers[0].conv.weights).any(), "they are not the nearest"
+        take_weights(network, fitted)
+        for old, new in zip(fitted.layers, with_weights(fitted, network).layers, strict=True):
+            if not isinstance(old, QAdd):
+                codes = [q.weights if isinstance(q, QClassCaps) else q.conv.weights for q in (old, new)]
+                np.testing.assert_array_equal(*codes)
+
+
 @pytest.mark.parametrize("distill", [False, True])
 def test_it_recovers_most_of_what_an_aggressive_assignment_loses(
     distill: bool, trained: CapsNet, digits: Dataset, tmp_path: Path
@@ -223,9 +244,10 @@ def test_killed_after_any_epoch_it_ends_with_the_same_weights(
 
 
 def test_what_makes_it_worse_is_not_taken(trained: CapsNet, digits: Dataset, tmp_path: Path) -> None:
-    network = copy_of(trained)
+    network, quantized = copy_of(trained), aggressive(trained, digits, 0)
     recipe = TrainingRecipe(epochs=1, patience=1, learning_rate=0.5)
-    history, before = finetune(network, aggressive(trained, digits, 0), digits, recipe, tmp_path / "checkpoint")
+    history, before = finetune(network, quantized, digits, recipe, tmp_path / "checkpoint")
     assert history.best == -1 and history.validation_loss[0] > before[1]
-    for one, other in zip(network.parameters(), trained.parameters(), strict=True):
+    take_weights(start := copy_of(trained), quantized)
+    for one, other in zip(network.parameters(), start.parameters(), strict=True):
         assert torch.equal(one, other)

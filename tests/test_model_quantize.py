@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import reference
+from model.calibration import DECIDING, PARTS, Calibration, Range, SquashRange
 from model.capsnet import CapsNet, CapsNetShape
 from model.capsules import lengths
 from model.emulation import Emulator
 from model.errors import RedcaneError
 from model.qnetwork import FORMATS, Coding, Format, Kind, QClassCaps
 from model.quantize import OPERATIONS, image_codes, quantize
-from model.quantize_layers import Range, SquashRange, calibrate
 
 SHAPE = CapsNetShape(
     image=(7, 6, 2), conv_channels=5, conv_kernel=3, primary_types=3, primary_dim=4,
@@ -102,26 +102,59 @@ def test_codings_follow_the_formats() -> None:
 
 def test_ranges_are_those_of_all_batches() -> None:
     net, x = network(), images(150)
-    found = calibrate(net, x)
+    found = Calibration(net, x).ranges
     with torch.inference_mode():
         maps = net.conv1(x)
     assert found["conv1.mac"].low == pytest.approx(float(maps.min()), rel=1e-5)
     assert found["conv1.relu"].high == pytest.approx(float(maps.max()), rel=1e-5)
 
 
-def test_what_squash_reads_is_clipped_where_that_serves_the_squashed_vectors() -> None:
+def test_what_squash_reads_is_likely_clipped_where_that_serves_the_squashed_vectors() -> None:
     rng = np.random.default_rng(0)
     many = torch.from_numpy(rng.normal(0, 0.3, (5000, 8)))
-    ranges = [SquashRange("s"), SquashRange("s"), SquashRange("s")]
+    ranges = [SquashRange("s", "s.mac"), SquashRange("s", "s.mac"), SquashRange("s", "s.mac")]
     ranges[0].add(many)
     ranges[1].add(torch.cat([many, torch.full((20, 8), 60.0)]))  # far out, and of length 1 when squashed
     ranges[2].add(torch.cat([many / 100, torch.tensor([[1.0] + [0.0] * 7] * 3000)]))
-    plain = Range("s")
-    plain.add(many)
-    scales = [found.coding("signed").scale for found in ranges]
-    assert plain.coding("signed").scale / 2 <= scales[0] <= plain.coding("signed").scale
-    assert scales[1] < 60 / 127 / 4, "the few that are shortened most do not decide"
-    assert scales[2] == pytest.approx(1 / 127), "what is not shortened is not cut off"
+    parts = [PARTS[found.likely()] for found in ranges]
+    assert parts[0] >= 0.5
+    assert parts[1] < 1 / 4, "the few that are shortened most do not decide"
+    assert parts[2] == 1, "what is not shortened is not cut off"
+
+
+def test_the_class_capsules_decide_what_squash_may_lose() -> None:
+    """Ranges near the chosen one are no better, with the others' tensors as they are in the float network."""
+    net, x = network(2), images(200)
+    net.primary.weight.data[0] *= 30  # one channel far out
+    found = Calibration(net, x)
+    with torch.inference_mode():
+        clean = lengths(net(x[:DECIDING]))
+
+    def error(layer: str, operation: str, scale: float) -> float:
+        def tap(of, name, output, iteration, operands):  # type: ignore[no-untyped-def]
+            coded = torch.floor(output / scale + 0.5).clamp(-127, 127) * scale
+            return coded if (of, name) == (layer, operation) else output
+
+        with torch.inference_mode():
+            return float((lengths(net(x[:DECIDING], tap)) - clean).square().sum())
+
+    for layer, operation in (("primary", "mac"), ("classcaps", "weighted_sum")):
+        scale = found.squashed(layer).scale
+        whole = Calibration(net, x, fit=False).squashed(layer).scale
+        tried = [scale, whole, scale * 2**0.25, scale / 2**0.25]
+        errors = [error(layer, operation, s) for s in tried if s <= whole * 1.0001]
+        assert min(errors) >= 0.999 * errors[0], (layer, scale / whole, errors)
+
+
+def test_without_fit_weights_get_the_nearest_codes() -> None:
+    net, x = network(3), images()
+    plain = quantize(net, Calibration(net, x, fit=False))
+    fitted = quantize(net, Calibration(net, x))
+    for layer, weight in ((0, net.conv1.weight), (1, net.primary.weight)):
+        nearest, rounded = plain.layers[layer].conv, fitted.layers[layer].conv
+        wanted = nearest.mac.b.encode(weight.detach().double().numpy()).transpose(0, 2, 3, 1)
+        np.testing.assert_array_equal(nearest.weights, wanted)
+        assert (rounded.weights != wanted).any() and np.abs(rounded.weights - wanted).max() <= 4
 
 
 @given(st.floats(-100, 100), st.floats(-100, 100), st.sampled_from(("signed", "affine")))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
 
@@ -63,9 +62,8 @@ def profile(run: Run) -> dict[str, Any]:
 
 def _operands(run: Run) -> dict[str, Histograms]:
     """Operand pairs of every operation in the network of the paper's codes, exact multipliers in it."""
-    images, settings = run.dataset.train.images, run.config.quantize
-    network = quantize(run.network(), torch.from_numpy(images[: settings.images]), "affine")
-    sampled = image_codes(network, images[: run.config.assign.images])
+    network = quantize(run.network(), run.calibration, "affine")
+    sampled = image_codes(network, run.dataset.train.images[: run.config.assign.images])
     return {k: c.port_histogram() for k, c in capture(Emulator(network), sampled, seed=run.config.seed).items()}
 
 
