@@ -4,14 +4,15 @@ The tolerated noise of an operation is that of Gaussian noise, and stands for ev
 multiplier's error is smaller where operands are, keeps its sign with theirs, and much of it is a gain, which changes
 nothing that counts. Exact emulation of thousands of images takes seconds, so what is promising is measured:
 
-1. *Alone*: for every operation, the largest first, the cheapest component with which the budget holds if everything
+1. *Everywhere*: the cheapest component with which the budget holds if every operation has it, by bisection.
+2. *Alone*: for every operation, the largest first, the cheapest component with which the budget holds if everything
    else is exact: by bisection over the components that no cheaper one beats in noise. Noise here is what is left of a
    sum's error when a common gain is taken out. What the others would lose is taken to grow with the square of it.
-2. *Together*: the cheapest assignments, with at most so many kinds, for prices that grow on the points they would lose;
+3. *Together*: the cheapest assignments, with at most so many kinds, for prices that grow on the points they would lose;
    by bisection the first with which the budget holds.
-3. *Step by step*: from there, assignments that differ in one operation or two and cost less, the most promising first,
+4. *Step by step*: from there, assignments that differ in one operation or two and cost less, the most promising first,
    until none is left that has a chance, or so many assignments were measured.
-4. *Moved*: the same once more, where components may also have magnitudes at the other place (model/placement.py).
+5. *Moved*: the same once more, where components may also have magnitudes at the other place (model/placement.py).
    Noise tells less of what that would lose, so what is found without it comes first.
 
 The budget holds where the loss on all images is within it at the stated confidence (model/comparison.py): of many
@@ -39,7 +40,7 @@ from model.selection import NoiseFigures, Selection, Step, cheapest_kinds, choic
 SMALLEST_CHANCE = 0.02
 """Of holding the budget: what has less is not measured."""
 ALONE = 0.6
-"""Share of the measurements that phase 1 may take."""
+"""Share of the measurements that the first two may take."""
 PRICES = tuple(step * 10.0**exponent for exponent in range(-4, 5) for step in (1, 2, 5))
 """Of a lost point, as shares of the cost of exact multipliers everywhere."""
 
@@ -180,8 +181,8 @@ class Exploration:
         if start != self.exact:
             loss = self._measure("what the noise admits", start)
             self.best, self.lost, self.margin = start, loss.points, loss.bound - loss.points
-            for key, name in start.items():
-                self.harm[key].setdefault(name, max(self.lost, 0.0) / len(start))
+            self._share_out(start, loss)
+        self._everywhere()
         for key in sorted(self.costs, key=lambda key: -self.costs[key][self.exact[key]]):
             self._alone(key)
         self._together()
@@ -209,10 +210,31 @@ class Exploration:
         few = len(_kinds(assignment)) <= self.max_kinds  # which one alone beside exact ones may not be
         if holds and few and self.cost(assignment) < self.cost(self.best):
             self.best, self.lost, self.margin = assignment, loss.points, loss.bound - loss.points
+        if holds:
+            self._share_out(assignment, loss)
         changed = [key for key, name in assignment.items() if name != self.exact[key]]
         if len(changed) == 1 and (holds or assignment[changed[0]] not in self.harm[changed[0]]):
             self.harm[changed[0]][assignment[changed[0]]] = max(loss.points, 0.0) if holds else math.inf
         return holds
+
+    def _share_out(self, assignment: Assignment, loss: Loss) -> None:
+        """What is lost counts in equal parts as lost in each operation, where nothing better is known."""
+        for key, name in assignment.items():
+            self.harm[key].setdefault(name, max(loss.points, 0.0) / len(assignment))
+
+    def _everywhere(self) -> None:
+        """The cheapest component that holds the budget in all operations, by bisection over those that no cheaper one
+        beats in noise, as parts of the largest in each operation.
+        """
+        common = set[str].intersection(*(set(self._able(key)) for key in self.costs))
+        largest = {key: max(noise.values()) or 1.0 for key, noise in self.noise.items()}
+        total = {name: sum((self.noise[key][name] / most) ** 2 for key, most in largest.items()) for name in common}
+        found: list[tuple[float, float, str]] = []  # cost, noise and name, of less noise each
+        for cost, name in sorted((self.cost(dict.fromkeys(self.costs, name)), name) for name in common):
+            if not found or total[name] < found[-1][1]:
+                found.append((cost, total[name], name))
+        path: list[Assignment] = [dict.fromkeys(self.costs, name) for _, _, name in found]
+        self._first_to_hold("everywhere", path)
 
     def _alone(self, key: str) -> None:
         """The cheapest component that holds the budget in one operation, by bisection."""
@@ -265,10 +287,14 @@ class Exploration:
             found = self._cheapest(options, price * self.cost(self.exact))
             if found not in path:
                 path.append(found)
+        self._first_to_hold("together, at a price on lost points", path)
+
+    def _first_to_hold(self, action: str, path: list[Assignment]) -> None:
+        """By bisection, the first of assignments that lose less and less that holds the budget."""
         low, high = 0, len(path)
         while low < high and self.measured < self.most:
             middle = (low + high) // 2
-            holds = self._holds("together, at a price on lost points", path[middle])
+            holds = self._holds(action, path[middle])
             low, high = (low, middle) if holds else (middle + 1, high)
 
     def _cheapest(self, options: Figures, price: float) -> Assignment:

@@ -76,6 +76,16 @@ def test_it_comes_near_the_best_there_is() -> None:
     assert np.mean(ratios) < 1.003 and max(ratios) < 1.25
 
 
+@given(st.integers(0, 2**32), st.floats(0.05, 2))
+@settings(max_examples=60, deadline=None)
+def test_three_measurements_find_the_best_multiplier_for_everything(seed: int, allowed: float) -> None:
+    world = World(seed)
+    search = world.search(allowed, 3, most=3)
+    found = search.run(world.exact)
+    everywhere = [a for name in NAMES if world.lost(a := dict.fromkeys(KEYS, name)) <= allowed]
+    assert search.cost(found) <= min(search.cost(a) for a in everywhere) * (1 + 1e-12)
+
+
 class TwoPlaces(World):
     """The same, and every component once more at the other place, where it costs less and is noisier."""
 
