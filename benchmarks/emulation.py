@@ -106,11 +106,13 @@ def two_against_one(work: Callable[[], object], seconds: float = 3.0) -> dict[st
     return {"speed": shortest[1] / shortest[2], "CPU time": spent[2] / runs[2] / (spent[1] / runs[1])}
 
 
+_EVOAPPROX = Path(os.environ.get("REDCANE_DATA") or ".") / "evoapprox" / "tables-v1.0.npz"
+
+
 def multipliers() -> dict[str, Table]:
     """Product tables by name, of every rank that there is."""
-    file = Path(os.environ.get("REDCANE_DATA") or ".") / "evoapprox" / "tables-v1.0.npz"
-    if file.is_file():
-        with np.load(file, allow_pickle=False) as arrays:
+    if _EVOAPPROX.is_file():
+        with np.load(_EVOAPPROX, allow_pickle=False) as arrays:
             return {f"mul8u_{name} (rank {rank})": arrays[f"mul8u_{name}"] for name, rank in RANKS.items()}
     components = load_library().components
     return {name: components[name].table for name in list(components)[:: max(1, len(components) // 8)]}
@@ -396,8 +398,9 @@ def main() -> None:
     if getattr(chosen, "only", ""):
         return
     level = "gpu" if getattr(chosen, "device", "cpu") != "cpu" else best_level() or "torch"
-    name = f"emulation-{chosen.mode}.json" if level == LEVELS[-1] else f"emulation-{chosen.mode}-{level}.json"
-    out = Path(__file__).with_name(name)
+    parts = ["emulation", chosen.mode, *([] if level == LEVELS[-1] else [level])]
+    parts += [] if _EVOAPPROX.is_file() or chosen.mode == "run" else ["embedded"]
+    out = Path(__file__).with_name("-".join(parts) + ".json")
     out.write_text(json.dumps(results, indent=1) + "\n")
 
 
