@@ -143,12 +143,16 @@ class Subject:
         calibration = run.calibration
         counts = {o.key: o.counts.multiplications for o in operations(network)}
         self.networks: dict[str, QNetwork] = {}
+        codes_of_all = []
         self.streams: dict[str, Stream] = {}
         for key, variant in VARIANTS.items():
             quantized = quantize(network, calibration, variant.format, align=variant.align or 0)
+            codes_of_all += [layer.weights.tobytes() if isinstance(layer, QClassCaps) else layer.conv.weights.tobytes()
+                             for layer in quantized.layers]  # fmt: skip
             self.networks[key] = per_channel(quantized, network) if variant.per_channel else quantized
             codes = image_codes(quantized, data.train.images[:CAPTURED])
             self.streams[key] = stream(capture(_Emulator(self.networks[key]), codes), counts)
+        self.codes = digest(b"".join(codes_of_all))
 
     def accuracy(self, variant: str, name: str, table: NDArray[np.uint16]) -> float:
         """Fraction of the images that are classified right with one multiplier for everything."""
@@ -196,7 +200,8 @@ def measure(names: list[str], runs: Path, images: int) -> dict[str, Any]:
     known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     subjects = {name: Subject(name, runs, images) for name in names}
     for name, subject in subjects.items():
-        about = {"weights": subject.weights, "images": len(subject.labels), "float": subject.float_accuracy}
+        about = {"weights": subject.weights, "codes": subject.codes, "images": len(subject.labels)}
+        about["float"] = subject.float_accuracy
         if known.get(name, {}).get("about") != about:
             known[name] = {"about": about, "results": {key: {} for key in VARIANTS}}
     for component in tqdm(components.values(), desc="formats", unit="multiplier"):

@@ -108,7 +108,7 @@ class Calibration:
             if operation == "squash":
                 found = SquashRange(f"{layer}.squash's input", before[layer])
                 self._read.setdefault(layer, found).add(operands[0])
-            elif operation in ("mac", "votes"):
+            elif fit and operation in ("mac", "votes"):
                 self._keep(key, operands)
             before[layer] = key
             return output
@@ -125,12 +125,13 @@ class Calibration:
         return Coding(whole.kind, whole.scale * self._parts[layer])
 
     def kernel(self, key: str, weight: Tensor, a: Coding, b: Coding, stride: int, padding: int) -> Codes:
-        """The codes of a kernel (Cout, Cin, Kh, Kw) that the operation `key` multiplies with; b is its coding, and a
-        that of the tensor that it is moved over. See model/rounding.py.
+        """The codes of a kernel (Cout, Cin, Kh, Kw) of this network that the operation `key` multiplies with; b is its
+        coding, and a that of the tensor that it is moved over. See model/rounding.py.
         """
-        place, values = (key, a, b), weight.detach().double().numpy()
+        values = weight.detach().double().numpy()
         if not self._fit:
             return b.encode(values)
+        place = (key, a, b)
         if place not in self._kernels:
             read = a.encode(torch.cat(self._operands[key]).numpy()) - a.zero_point
             self._kernels[place] = rounded_kernel(values, b, read, stride, padding)
