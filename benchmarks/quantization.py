@@ -3,8 +3,8 @@
     python benchmarks/quantization.py compact-mnist deepcaps-cifar10-32 ... [--images 5000] [--runs runs]
 
 Every argument is a file in configs/; its network is trained in RUNS/NAME where it is not. Measured on validation
-images: the accuracy, and the error of the class capsules' lengths against the float network's (root mean square), in the
-configured number formats. Results are kept in quantization.json beside this file, of other networks too.
+images: the accuracy, and the error of the class capsules' lengths against the float network's (root mean square), in
+the configured number formats. Results are kept in quantization.json beside this file, of other networks too.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ the expected squared error of a sum is e^T H e. Weights are rounded one term aft
 the error is taken out as well as the terms to come can (Frantar et al., "GPTQ: Accurate Post-Training Quantization for
 Generative Pre-trained Transformers", ICLR 2023, Sec. 3: the optimal update of Hassibi's surgeon, in a fixed order).
 
-All is computed from the codes that the layer reads: their moments are whole numbers, the same in whatever order they are
-summed. The codes' scales come from the float network and differ in the seventh digit from one machine to the next.
+All is computed from the codes that the layer reads: their moments are whole numbers, the same in whatever order they
+are summed. The codes' scales come from the float network and differ in the seventh digit from one machine to the next.
 """
 
 from __future__ import annotations
