@@ -62,7 +62,8 @@ class Train(Section):
     )
     flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
     bfloat16: bool = Field(
-        False, description="mixed precision on a CPU too: faster where it has AVX512_BF16 or AMX, much slower elsewhere"
+        False,
+        description="mixed precision on a CPU too, where that is fast: with AVX512_BF16 or AMX; not without AVX-512",
     )
     cycles: Positive = Field(
         1, description="times that the learning rate falls, from the top again with a fresh Adam; divides the epochs"

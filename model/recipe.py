@@ -25,7 +25,7 @@ class TrainingRecipe:
     scale: float = 0.05  # fraction
     seed: int = 0
     flip: bool = False  # mirror half of the images left to right
-    bfloat16: bool = False  # convolutions and votes in bfloat16 on the CPU too, as always on a GPU
+    bfloat16: bool = False  # convolutions and votes in bfloat16 on a CPU that is fast in it too, as always on a GPU
     crop: int = 0  # augmentation: pixels of zeros on every side, of which a random crop is taken; nothing is blurred
     # Augmentation: edge of a square, its middle anywhere on the image, that is set to zero (DeVries & Taylor, 2017).
     cutout: int = 0

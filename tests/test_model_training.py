@@ -216,7 +216,10 @@ def test_noise_falls_on_sums_of_products_and_on_nothing_else(few: Dataset, tmp_p
     assert "noise" not in RECIPE.of_run(), "unfinished trainings from before go on"
 
 
-def test_mixed_precision_multiplies_in_bfloat16_and_routes_in_single(few: Dataset, tmp_path: Path) -> None:
+def test_mixed_precision_multiplies_in_bfloat16_and_routes_in_single(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: True)
     seen: dict[str, set[torch.dtype]] = {}
 
     def watched(network: CapsNet, x: torch.Tensor) -> torch.Tensor:
@@ -235,6 +238,11 @@ def test_mixed_precision_multiplies_in_bfloat16_and_routes_in_single(few: Datase
         assert types == {torch.bfloat16 if multiplied else torch.float32}, name
     assert not same(single, mixed)
     assert all(parameter.dtype is torch.float32 for parameter in mixed.parameters())
+
+    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)
+    seen.clear()
+    train(mixed, few, MIXED, tmp_path / "slow", forward=watched)
+    assert set.union(*seen.values()) == {torch.float32}
 
 
 def test_the_best_epoch_is_restored(few: Dataset, tmp_path: Path) -> None:
