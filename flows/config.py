@@ -136,6 +136,11 @@ class Quantize(Section):
         1, description="where the seven bits of a magnitude sit in the 8-bit multiplier: 0 at the bottom, 1 at the top"
     )
     images: Positive = Field(2048, description="training images to calibrate the ranges on, the first ones")
+    fit_multipliers: bool = Field(
+        True,
+        description="weights, biases and requantisers fitted to the approximate multipliers of their layers "
+        "(docs/quantization.md), in the search for an assignment and in its network",
+    )
 
 
 class Finetune(Section):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from model.calibration import Calibration
     from model.capture import Capture
     from model.datasets import Dataset, Split
+    from model.fitting import Fitting
     from model.multipliers.library import Library
     from model.network import Network
     from model.published import About
@@ -111,6 +112,19 @@ class Run:
 
         places = {**dict.fromkeys(formats, self.config.quantize.align), **(aligns or {})}
         return self.library.exactly(quantize(self.network(), self.calibration, formats, places))
+
+    @cached_property
+    def _fitting(self) -> Fitting:
+        from model.fitting import Fitting
+
+        return Fitting(self.network(), self.calibration)
+
+    def fitted(self, network: QNetwork) -> QNetwork:
+        """A network with assigned multipliers and, unless that is configured otherwise, its constants fitted to them.
+
+        Where there is nothing to fit, as with exact multipliers, it is the same.
+        """
+        return self._fitting(network) if self.config.quantize.fit_multipliers else network
 
     def captures(self, network: QNetwork) -> dict[str, Capture]:
         """What the multipliers of a quantised network see on training images, by operation."""

@@ -43,6 +43,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         run.config.seed,
         kept,
         elsewhere and elsewhere.network,
+        run.fitted,
     )
     by_noise = select(
         exact,

@@ -129,12 +129,12 @@ def _assign(run: Run, scratch: Path, about: Json) -> None:
 
 
 def _assigned(run: Run) -> tuple[QNetwork, QNetwork]:
-    """The 8-bit network with exact multipliers, as configured, and with what assignment.yaml says."""
+    """The 8-bit network with exact multipliers, as configured, and with what assignment.yaml says, fitted to it."""
     assigned = load_assignment(run.folder / "assignment.yaml", list(run.config.formats()), run.library)
     tables = {name: component.table for name, component in run.library.components.items()}
     exact = run.quantized(assigned.formats)
     placed = run.quantized(assigned.formats, assigned.aligns) if assigned.aligns else exact
-    return exact, placed.with_components(assigned.components, tables)
+    return exact, run.fitted(placed.with_components(assigned.components, tables))
 
 
 def _finetune(run: Run, scratch: Path, about: Json) -> None:
@@ -296,7 +296,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "resilience.json"),
         outputs=("assignment.yaml", "selection.json"),
         make=_assign,
-        version=6,
+        version=7,
         settings=_settings(_section("network", "train", "quantize", "assign"), _may_lose, _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),
@@ -305,7 +305,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "assignment.yaml"),
         outputs=_FINETUNED,
         make=_finetune,
-        version=3,
+        version=4,
         settings=_settings(_section("network", "train", "quantize", "finetune"), _data, _library),
         require=lambda run: need_yosys(),
     ),
@@ -314,7 +314,7 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "assignment.yaml", *_FINETUNED),
         outputs=("qmodel", "accuracy.json"),
         make=_quantize,
-        version=5,
+        version=6,
         settings=_settings(_section("network", "train", "quantize", "assign"), _copies, _data, _library),
         require=lambda run: need_yosys(),
     ),

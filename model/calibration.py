@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stubs
@@ -31,7 +32,8 @@ VECTORS = 1024  # of what a squash reads are kept of a batch
 PARTS = tuple(2 ** (-step / 4) for step in range(17))
 """Of the range of what a squash reads, to choose from."""
 DECIDING = 128  # calibration images whose class capsules decide
-OPERAND_BYTES = 32 * 2**20  # of the first images' tensors, for each convolution that reads them
+OPERAND_BYTES = 32 * 2**20  # of the first images' tensors, for each operation that reads them and has weights
+ROUTED = 8  # images whose routing is kept
 
 
 class Range:
@@ -99,6 +101,8 @@ class Calibration:
         """Of all operations' outputs, by "layer.operation"."""
         self._read: dict[str, SquashRange] = {}  # by layer
         self._operands: dict[str, list[Tensor]] = {}
+        self.routed: dict[str, list[tuple[Tensor, ...]]] = {}
+        """Operands of weighted sums and agreements in every iteration, of a few images, by "layer.operation"."""
         self._kernels: dict[tuple[str, Coding, Coding], Codes] = {}
         before: dict[str, str] = {}  # the operation before, by layer
 
@@ -110,12 +114,16 @@ class Calibration:
                 self._read.setdefault(layer, found).add(operands[0])
             elif fit and operation in ("mac", "votes"):
                 self._keep(key, operands)
+            elif fit and operation in ("weighted_sum", "agreement") and self._images == 0:
+                self.routed.setdefault(key, []).append(tuple(x[:ROUTED].clone() for x in operands))
             before[layer] = key
             return output
 
+        self._images = 0  # that went through
         with torch.inference_mode():
             for batch in images.split(BATCH):
                 network(batch, tap)
+                self._images += len(batch)
         self._fit = fit
         self._parts = self._decide(network, images[:DECIDING]) if fit else dict.fromkeys(self._read, 1.0)
 
@@ -133,18 +141,24 @@ class Calibration:
             return b.encode(values)
         place = (key, a, b)
         if place not in self._kernels:
-            read = a.encode(torch.cat(self._operands[key]).numpy()) - a.zero_point
-            self._kernels[place] = rounded_kernel(values, b, read, stride, padding)
+            self._kernels[place] = rounded_kernel(values, b, self.read(key, a), stride, padding)
         return self._kernels[place]
 
+    def read(self, key: str, a: Coding) -> Codes:
+        """What an operation with weights reads of the first images, as codes of coding `a` less the zero point:
+        maps (N, C, H, W) of a convolution, capsules (N, I, D) of the class capsules' votes.
+        """
+        codes: Codes = a.encode(torch.cat(self._operands[key]).numpy()) - np.int16(a.zero_point)
+        return codes
+
     def _keep(self, key: str, operands: tuple[Tensor, ...]) -> None:
-        """What a convolution reads, of the first images."""
+        """What an operation with weights reads, of the first images."""
         x, weight = operands[:2]
         if weight.ndim == 5:  # 3D capsules: each type is moved over by itself, (N, H, W, T, D) -> (N * T, D, H, W)
             x = x.permute(0, 3, 4, 1, 2).flatten(0, 1)
         kept = self._operands.setdefault(key, [])
         room = OPERAND_BYTES - sum(tensor.nbytes for tensor in kept)
-        if x.ndim == 4 and room > 0:
+        if room > 0:
             kept.append(x[: max(1, room // x[0].nbytes)].clone())
 
     def _decide(self, network: Network, images: Tensor) -> dict[str, float]:

@@ -23,7 +23,7 @@ from model.deepcaps import DeepCaps
 from model.emulation import Emulator
 from model.errors import RedcaneError
 from model.files import digest
-from model.network import Network
+from model.network import Network, parameters_of
 from model.qfile import save
 from model.qnetwork import Coding, Layer, QAdd, QClassCaps, QConv, QNetwork, QPrimaryCaps, Routed
 from model.quantize import image_codes
@@ -107,15 +107,12 @@ def with_weights(quantized: QNetwork, network: Network) -> QNetwork:
 
     Weights beyond a coding's range saturate. Raises RedcaneError for a bias that the accumulator cannot hold.
     """
-    parameters: dict[str, Tensor] = dict(network.named_parameters())
-    if isinstance(network, DeepCaps):
-        parameters["conv1.weight"], parameters["conv1.bias"] = network.folded_conv1()
-    values = {name: parameter.detach().double().numpy() for name, parameter in parameters.items()}
+    values = parameters_of(network)
 
     def conv(layer: str, old: QConv) -> QConv:
-        out, unit, bias = old.mac.out, old.mac.requantizer, old.bias
+        bias = old.bias
         if f"{layer}.bias" in values:
-            real = np.floor(values[f"{layer}.bias"] / (out.scale * unit.multiplier / 2**unit.shift) + 0.5)
+            real = np.floor(values[f"{layer}.bias"] / old.mac.accumulator_scale + 0.5)
             if not (np.abs(real) < 2**31).all():
                 raise RedcaneError(f"{layer}.bias: too large for the 32-bit accumulator; lower finetune.learning_rate")
             bias = real.astype(np.int32)
@@ -136,20 +133,26 @@ def with_weights(quantized: QNetwork, network: Network) -> QNetwork:
 
 @torch.no_grad()
 def take_weights(network: Network, quantized: QNetwork) -> None:
-    """Give a float network the weights that the codes of its quantised one stand for, so that with_weights finds these
-    codes again: they need not be the nearest to what the weights were (model/rounding.py).
+    """Give a float network the weights and biases that the codes of its quantised one stand for, so that with_weights
+    finds these codes again: they need not be the nearest to what the weights were (model/rounding.py), and make up for
+    multipliers (model/fitting.py).
     """
+    parameters = dict(network.named_parameters())
     for layer in quantized.layers:
         if isinstance(layer, QAdd):
             continue
+        weight = parameters[f"{layer.name}.weight"]
         if isinstance(layer, QClassCaps):
-            decoded = layer.votes.b.decode(layer.weights)
+            values = torch.from_numpy(layer.votes.b.decode(layer.weights))
         else:
-            decoded = layer.conv.mac.b.decode(layer.conv.weights).transpose(0, 3, 1, 2)
-        values = torch.from_numpy(decoded)
-        weight = network.get_parameter(f"{layer.name}.weight")
-        if isinstance(network, DeepCaps) and layer.name == "conv1":  # which has a batch normalisation behind it
-            values = values / network.gain()[:, None, None, None]
+            mac = layer.conv.mac
+            values = torch.from_numpy(mac.b.decode(layer.conv.weights).transpose(0, 3, 1, 2))
+            bias = torch.from_numpy(layer.conv.bias * mac.accumulator_scale)
+            if isinstance(network, DeepCaps) and layer.name == "conv1":  # which has a batch normalisation behind it
+                network.norm.bias.add_(bias - network.folded_conv1()[1])
+                values = values / network.gain()[:, None, None, None]
+            elif f"{layer.name}.bias" in parameters:
+                parameters[f"{layer.name}.bias"].copy_(bias)
         weight.copy_(values.reshape(weight.shape))
 
 

@@ -46,15 +46,18 @@ class Measurements:
         seed: int = 0,
         path: Path | None = None,
         other: QNetwork | None = None,
+        fit: Callable[[QNetwork], QNetwork] = lambda network: network,
     ) -> None:
         """`codes` (N, H, W, C) are the images; those of one number in `groups` (N,) are copies of one another.
-        `other` is the same network with magnitudes at the other place, for options that are there.
+        `other` is the same network with magnitudes at the other place, for options that are there. `fit` is what is
+        done to a network with its multipliers before it is measured (model/fitting.py), layer by layer.
 
         Images are taken in a random order. What was measured is kept in the file `path`, which has to belong to this
-        network, these images and tables; a damaged line of it is measured again.
+        network, these images and tables, and this way to fit; a damaged line of it is measured again.
         """
         order = np.random.default_rng(seed).permutation(len(labels))
         self.network, self.other, self.tables, self.path = network, other, tables, path
+        self._fit = fit
         self.codes, self.labels = codes[order], labels[order]
         self.groups = (np.arange(len(labels)) if groups is None else groups)[order]
         self.batches = -(-len(labels) // BATCH)
@@ -124,7 +127,7 @@ class Measurements:
         """The network with the components of these options, where they are to be."""
         elsewhere = [key for key, chosen in assignment.items() if is_moved(chosen)]
         network = self.network if self.other is None else moved(self.network, self.other, elsewhere)
-        return network.with_components({k: component_of(o) for k, o in assignment.items()}, self.tables)
+        return self._fit(network.with_components({k: component_of(o) for k, o in assignment.items()}, self.tables))
 
     def _read_by_last(self, assignment: Assignment, batch: int, emulator: Emulator) -> dict[str, Tensor]:
         """What the last layer reads of a batch's images."""

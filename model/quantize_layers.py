@@ -79,9 +79,8 @@ class LayerMaker:
         b = self._weights_coding(f"{layer}.weight", weight, key)
         kernel = self._calibration.kernel(key, weight, a, b, stride, padding)
         mac = self._product(key, a, b, out, relu)
-        unit = out.scale * mac.requantizer.multiplier / 2**mac.requantizer.shift  # value of 1 in the accumulator
         real = np.zeros(len(kernel)) if bias is None else bias.detach().double().numpy()
-        codes = np.floor(real / unit + 0.5)
+        codes = np.floor(real / mac.accumulator_scale + 0.5)
         if not (np.abs(codes) < 2**31).all():  # a NaN is not either
             raise RedcaneError(f"{layer}.bias: too large for the 32-bit accumulator, or not a number; train it again")
         return QConv(kernel.transpose(0, 2, 3, 1).copy(), codes.astype(np.int32), stride, mac, padding)

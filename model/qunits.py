@@ -94,6 +94,11 @@ class Product:
     component: str
     align: int = 0
 
+    @property
+    def accumulator_scale(self) -> float:
+        """The value of 1 in the accumulator."""
+        return self.out.scale * self.requantizer.multiplier / 2**self.requantizer.shift
+
     def term_bound(self, table: Table) -> int:
         """The largest |term| over the operand values that the codings allow."""
         ma, mb = (port_values(self.format, coding, self.align) for coding in (self.a, self.b))

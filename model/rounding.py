@@ -12,9 +12,13 @@ are summed. The codes' scales come from the float network and differ in the seve
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Protocol
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.qunits import Codes, Coding
 
@@ -25,56 +29,94 @@ _EXACT = 256  # windows of codes up to 255, whose moments a float32 product give
 _COLUMNS = 64  # rounded before the terms behind them are corrected
 
 
+class Grid(Protocol):
+    """What the codes of weights stand for, in a sum's terms each its own."""
+
+    def nearest(self, term: int, weights: NDArray[np.float64]) -> tuple[Codes, NDArray[np.float64]]:
+        """The codes (O,) that stand for the values nearest to weights (O,) of a term, and these values."""
+        ...
+
+
+class EvenGrid:
+    """The values of a coding, the same in every term."""
+
+    def __init__(self, coding: Coding) -> None:
+        self._coding = coding
+
+    def nearest(self, term: int, weights: NDArray[np.float64]) -> tuple[Codes, NDArray[np.float64]]:
+        """Ties go up."""
+        codes = self._coding.encode(weights)
+        return codes, self._coding.decode(codes)
+
+
 def rounded_kernel(
     weight: NDArray[np.float64], coding: Coding, values: NDArray[np.integer], stride: int, padding: int
 ) -> Codes:
     """The codes of a kernel (Cout, Cin, Kh, Kw) that is moved over maps (N, Cin, H, W) of codes less their zero point
     (from -255 to 255).
     """
-    codes = np.empty(weight.shape, np.int16)
-    per = TERMS // (weight.shape[2] * weight.shape[3])
-    if not per:  # kernels of more than 33 x 33: moments of gigabytes
+    if not channel_groups(weight.shape):
         return coding.encode(weight)
-    for first in range(0, weight.shape[1], per):
-        channels = slice(first, first + per)
-        moments = second_moments(values[:, channels], weight.shape[2:], stride, padding)
+    codes = np.empty(weight.shape, np.int16)
+    for channels in channel_groups(weight.shape):
+        upper = carried(second_moments(values[:, channels], weight.shape[2:], stride, padding))
         part = weight[:, channels]
-        codes[:, channels] = compensated(part.reshape(len(part), -1), coding, moments).reshape(part.shape)
+        codes[:, channels] = compensated(part.reshape(len(part), -1), EvenGrid(coding), upper).reshape(part.shape)
     return codes
+
+
+def channel_groups(kernel: tuple[int, ...]) -> list[slice]:
+    """The input channels of a kernel (Cout, Cin, Kh, Kw) whose weights make up for each other: up to TERMS of a sum.
+
+    None for kernels of more than 33 x 33, whose moments would take gigabytes.
+    """
+    per = TERMS // (kernel[2] * kernel[3])
+    return [slice(first, first + per) for first in range(0, kernel[1], per)] if per else []
+
+
+def windows(values: NDArray[np.integer], kernel: tuple[int, ...], stride: int, padding: int) -> Iterator[Tensor]:
+    """Windows (N, K) of a kernel on maps (N, C, H, W) of whole numbers up to 255, as float32; about WINDOWS of them."""
+    maps = torch.from_numpy(values.astype(np.float32))
+    positions = torch.nn.functional.unfold(maps[:1, :1], kernel, padding=padding, stride=stride).shape[2]
+    every = max(1, len(maps) * positions // WINDOWS)
+    for some in maps.split(max(1, 4 * WINDOWS // positions)):
+        found = torch.nn.functional.unfold(some, kernel, padding=padding, stride=stride)  # (N, K, P)
+        yield found.transpose(1, 2).flatten(0, 1)[::every]
 
 
 def second_moments(
     values: NDArray[np.integer], kernel: tuple[int, ...], stride: int, padding: int
 ) -> NDArray[np.float64]:
     """The mean products (K, K) of the terms of a kernel's windows on maps (N, C, H, W) of whole numbers up to 255."""
-    maps = torch.from_numpy(values.astype(np.float32))
-    positions = torch.nn.functional.unfold(maps[:1, :1], kernel, padding=padding, stride=stride).shape[2]
-    every = max(1, len(maps) * positions // WINDOWS)
     terms = values.shape[1] * kernel[0] * kernel[1]
     moments, count = np.zeros((terms, terms)), 0
-    for some in maps.split(max(1, 4 * WINDOWS // positions)):
-        windows = torch.nn.functional.unfold(some, kernel, padding=padding, stride=stride)  # (N, K, P)
-        windows = windows.transpose(1, 2).reshape(-1, terms)[::every]
-        count += len(windows)
-        for rows in windows.split(_EXACT):
+    for some in windows(values, kernel, stride, padding):
+        count += len(some)
+        for rows in some.split(_EXACT):
             moments += (rows.T @ rows).numpy()
     return moments / count
 
 
-def compensated(weights: NDArray[np.float64], coding: Coding, moments: NDArray[np.float64]) -> Codes:
-    """The codes of weights (O, K), each row of which is summed with terms of these second moments (K, K)."""
+def carried(moments: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """What the error of each term is to those after it (K, K), by second moments of the terms; None if none is read."""
     damping = DAMPING * moments.diagonal().mean()
-    if not damping > 0:  # nothing is read
-        return coding.encode(weights)
+    if not damping > 0:
+        return None
     inverse = np.linalg.inv(moments + damping * np.eye(len(moments)))
-    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T  # what a term's error is to the later ones
+    return np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T, np.float64)
+
+
+def compensated(weights: NDArray[np.float64], grid: Grid, upper: NDArray[np.float64] | None) -> Codes:
+    """The codes of weights (O, K) of a grid, where errors are `carried` to the terms after them by `upper` (K, K)."""
+    if upper is None:
+        return np.stack([grid.nearest(k, column)[0] for k, column in enumerate(weights.T)], axis=1)
     left, codes = weights.copy(), np.empty(weights.shape, np.int16)
     for start in range(0, weights.shape[1], _COLUMNS):
         behind = min(start + _COLUMNS, weights.shape[1])
         errors = np.empty((len(weights), behind - start))
         for k in range(start, behind):
-            codes[:, k] = coding.encode(left[:, k])
-            errors[:, k - start] = (left[:, k] - coding.decode(codes[:, k])) / upper[k, k]
+            codes[:, k], rounded = grid.nearest(k, left[:, k])
+            errors[:, k - start] = (left[:, k] - rounded) / upper[k, k]
             left[:, k + 1 : behind] -= np.outer(errors[:, k - start], upper[k, k + 1 : behind])
         left[:, behind:] -= errors @ upper[start:behind, behind:]
     return codes

@@ -14,6 +14,7 @@ from model.datasets import Dataset, load
 from model.deepcaps import DeepCaps, DeepCapsShape
 from model.emulation import Emulator
 from model.finetune import StraightThrough, finetune, take_weights, with_weights
+from model.fitting import Fitting
 from model.network import Network, build
 from model.qnetwork import Format, QAdd, QClassCaps, QNetwork
 from model.quantize import image_codes, quantize
@@ -172,7 +173,10 @@ def test_it_starts_from_the_codes_that_the_quantised_network_has(
     form: Format, trained: CapsNet, digits: Dataset
 ) -> None:
     for network in (copy_of(trained), deep(digits)):
-        fitted = quantize(network, torch.from_numpy(digits.train.images[:300]), form)
+        calibration = Calibration(network, torch.from_numpy(digits.train.images[:300]))
+        exact = quantize(network, calibration, form)
+        of = {key: "3" for key, _, _ in exact.products()}
+        fitted = Fitting(network, calibration)(exact.with_components(of, {"3": truncated(3)}))
         before = with_weights(fitted, network).layers[0].conv.weights
         assert (before != fitted.layers[0].conv.weights).any(), "they are not the nearest"
         take_weights(network, fitted)
@@ -180,6 +184,8 @@ def test_it_starts_from_the_codes_that_the_quantised_network_has(
             if not isinstance(old, QAdd):
                 codes = [q.weights if isinstance(q, QClassCaps) else q.conv.weights for q in (old, new)]
                 np.testing.assert_array_equal(*codes)
+                if not isinstance(old, QClassCaps):
+                    np.testing.assert_array_equal(old.conv.bias, new.conv.bias)
 
 
 @pytest.mark.parametrize("distill", [False, True])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.qunits import Coding
-from model.rounding import WINDOWS, compensated, rounded_kernel, second_moments
+from model.rounding import WINDOWS, EvenGrid, carried, compensated, rounded_kernel, second_moments
 
 SIGNED, AFFINE = Coding("signed", 0.01), Coding("affine", 0.01, 90)
 
@@ -59,7 +59,7 @@ def test_sums_of_what_goes_together_have_far_less_error(coding: Coding) -> None:
     x, unseen = correlated(4000, 100, rng), correlated(2000, 100, rng)
     weights = rng.normal(0, 0.3, (16, 100))
     errors = []
-    for codes in (coding.encode(weights), compensated(weights, coding, x.T @ x / len(x))):
+    for codes in (coding.encode(weights), compensated(weights, EvenGrid(coding), carried(x.T @ x / len(x)))):
         assert codes.dtype == np.int16 and codes.min() >= coding.lo and codes.max() <= coding.hi
         errors.append(np.sqrt((((coding.decode(codes) - weights) @ unseen.T) ** 2).mean()))
     assert errors[1] < errors[0] / 4
@@ -69,14 +69,15 @@ def test_what_is_unrelated_is_rounded_to_the_nearest_code() -> None:
     weights = np.random.default_rng(2).normal(0, 0.5, (8, 130))
     for coding in (SIGNED, AFFINE):
         for moments in (np.eye(130), np.diag(np.arange(130.0)), np.zeros((130, 130))):
-            np.testing.assert_array_equal(compensated(weights, coding, moments), coding.encode(weights))
+            codes = compensated(weights, EvenGrid(coding), carried(moments))
+            np.testing.assert_array_equal(codes, coding.encode(weights))
 
 
 def test_what_saturates_is_made_up_for() -> None:
     x = correlated(3000, 12, np.random.default_rng(3))
     weights = np.full((1, 12), 0.5)
     weights[0, 5] = 2.0  # of at most 1.27
-    codes = compensated(weights, SIGNED, x.T @ x / len(x))
+    codes = compensated(weights, EvenGrid(SIGNED), carried(x.T @ x / len(x)))
     assert codes[0, 5] == 127 and codes[0, 6:].sum() > 50 * 6 + 50, "those to come take over"
     nearest, made_up = (np.abs((SIGNED.decode(c) - weights) @ x.T).mean() for c in (SIGNED.encode(weights), codes))
     assert made_up < nearest / 4

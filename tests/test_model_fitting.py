@@ -1,0 +1,216 @@
+"""Constants fitted to approximate multipliers: lines against plain regressions, errors against those of no fitting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import reference
+from model.calibration import Calibration
+from model.capsnet import CapsNetShape
+from model.datasets import Dataset, load
+from model.deepcaps import DeepCapsShape
+from model.emulation import Emulator
+from model.emulation.terms import term_table
+from model.fitting import Fitting, _Terms
+from model.multipliers.product_table import Table, exact_table
+from model.network import Network
+from model.qnetwork import Coding, Format, Product, QAdd, QClassCaps, QConvCaps3D, QNetwork, Requantizer, Routed
+from model.quantize import image_codes, quantize
+from model.recipe import TrainingRecipe
+from model.training import initial, train
+
+SHAPE = CapsNetShape(
+    image=(8, 8, 1), conv_channels=16, conv_kernel=3, primary_types=4, primary_dim=8,
+    primary_kernel=3, primary_stride=2, classes=10, class_dim=8,
+)  # fmt: skip
+DEEP = DeepCapsShape((8, 8, 1), 10, conv_channels=8, types=4, dims=(4, 4, 4, 4), class_dim=8)
+FORMATS: tuple[Format, ...] = ("sign-magnitude", "affine", "twos-complement")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def network(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Network:
+    network = initial(SHAPE, 0)
+    train(network, digits, TrainingRecipe(epochs=16), tmp_path_factory.mktemp("trained") / "checkpoint")
+    return network
+
+
+@pytest.fixture(scope="module")
+def calibration(network: Network, digits: Dataset) -> Calibration:
+    return Calibration(network, torch.from_numpy(digits.train.images[:600]))
+
+
+def falling_short(bits: int, signed: bool = False) -> Table:
+    """The operands' lowest bits are cut off, from A one more: too small, not commutative."""
+    every = np.arange(256)
+    if signed:
+        every = np.where(every < 128, every, every - 256)
+    a, b = (np.sign(every) * (np.abs(every) >> n << n) for n in (bits + 1, bits))
+    return np.outer(a, b).astype(np.int16 if signed else np.uint16)
+
+
+def everywhere(network: QNetwork, table: Table) -> QNetwork:
+    return network.with_components({key: "it" for key, _, _ in network.products()}, {"it": table})
+
+
+def able(network: QNetwork, table: Table, form: Format) -> QNetwork:
+    """The table everywhere; in affine codes, whose offsets do not cancel, only where a bias can take them."""
+    (exact,) = network.tables
+    of = {k: "it" if form != "affine" or k.endswith("mac") else exact for k, _, _ in network.products()}
+    return network.with_components(of, {**network.tables, "it": table})
+
+
+def same(one: QNetwork, other: QNetwork) -> bool:
+    def constants(layer):  # type: ignore[no-untyped-def]
+        if isinstance(layer, QAdd):
+            return []
+        held = [layer.weights] if isinstance(layer, QClassCaps) else [layer.conv.weights, layer.conv.bias]
+        return [*held, *layer.products().values()]
+
+    return all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+        for old, new in zip(one.layers, other.layers, strict=True)
+        for a, b in zip(constants(old), constants(new), strict=True)
+    )
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_lines_are_those_of_a_regression(data: st.DataObject) -> None:
+    """In all formats and places, of multipliers that are anything."""
+    form = data.draw(st.sampled_from(FORMATS))
+    align = data.draw(st.integers(0, 1)) if form == "sign-magnitude" else 0
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    if form == "affine":
+        a, b = (Coding("affine", 0.1, int(z)) for z in rng.integers(0, 256, 2))
+    else:
+        a = Coding(data.draw(st.sampled_from(["signed", "unsigned"])) if form == "sign-magnitude" else "signed", 0.1)
+        b = Coding("signed", 0.1)
+    signed = form == "twos-complement"
+    low, high, kind = (-(2**15), 2**15, np.int16) if signed else (0, 2**16, np.uint16)
+    table = rng.integers(low, high, (256, 256)).astype(kind)
+    out = Coding("signed", 1.0)
+    product = Product(form, a, b, out, Requantizer.for_scale(1.0, out), "random", align)
+    codes = rng.integers(a.lo, a.hi + 1, 50)  # what one term reads
+    terms = _Terms.together((codes - a.zero_point).astype(np.int16), a)
+    unit = 2.0 ** (align * (1 + (a.kind == "signed"))) if form == "sign-magnitude" else 1.0
+    for offsets in (True, False):
+        lines = terms.lines(product, table, offsets)
+        assert lines.slopes.shape == (1, b.hi - b.lo + 1)
+        for code in rng.integers(b.lo, b.hi + 1, 5):
+            y = term_table(product, table)[codes & 255, code & 255] / unit
+            x = np.stack([codes - a.zero_point, np.ones(50)], axis=1)[:, : 1 + offsets]
+            wanted = np.linalg.lstsq(x, y, rcond=None)[0][0]
+            np.testing.assert_allclose(lines.slopes[0, code - b.lo], wanted, rtol=1e-6, atol=1e-6)
+            assert lines.means(np.array([[code]]))[0, 0] == pytest.approx(y.mean())
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_weights_get_the_code_of_the_nearest_slope(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    slopes = rng.choice(np.arange(-6, 7) / 2, (1, 255))  # many alike
+    out = Coding("signed", 1.0)
+    product = Product("sign-magnitude", out, out, out, Requantizer.for_scale(1.0, out), "it")
+    lines = replace(_Terms.together(np.ones(3, np.int16), out).lines(product, exact_table(False), False), slopes=slopes)
+    wanted = rng.choice(np.arange(-16, 17) / 4, 20)
+    codes, found = lines.nearest(7, wanted)
+    np.testing.assert_array_equal(found, slopes[0, codes + 127])
+    away = np.abs(slopes[0][None] - wanted[:, None])
+    np.testing.assert_array_equal(np.abs(found - wanted), away.min(axis=1))
+    for code, slope in zip(codes, found, strict=True):
+        assert abs(code) == np.abs(np.flatnonzero(slopes[0] == slope) - 127).min(), "the smallest of equals"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_exact_multipliers_leave_nothing_to_fit(
+    form: Format, network: Network, calibration: Calibration
+) -> None:
+    exact = quantize(network, calibration, form)
+    assert same(Fitting(network, calibration)(exact), exact)
+
+
+def error(quantized: QNetwork, network: Network, digits: Dataset) -> float:
+    """Root mean square of the class capsules' error."""
+    images = digits.validation.images
+    layer = quantized.layers[-1]
+    assert isinstance(layer, Routed)
+    codes = Emulator(quantized, "cpu").run(image_codes(quantized, images))[layer.output].numpy()
+    with torch.inference_mode():
+        clean = network(torch.from_numpy(images)).numpy()
+    return float(np.sqrt(np.mean((layer.squash.out.decode(codes) - clean) ** 2)))
+
+
+@pytest.mark.parametrize("align", [0, 1])
+def test_a_pure_gain_is_taken_out(align: int, network: Network, calibration: Calibration, digits: Dataset) -> None:
+    """A multiplier whose products are all three quarters: but for what is cut off, nothing of it is left."""
+    exact = quantize(network, calibration, align=align)
+    rough = everywhere(exact, (exact_table(False).astype(np.int64) * 3 // 4).astype(np.uint16))
+    fitted = Fitting(network, calibration)(rough)
+    for (_, before, _), (_, after, _) in zip(rough.products(), fitted.products(), strict=True):
+        units = [p.requantizer.multiplier / 2**p.requantizer.shift for p in (before, after)]
+        assert units[1] / units[0] == pytest.approx(4 / 3, rel=0.06)
+    clean, unfitted, left = (error(q, network, digits) for q in (exact, rough, fitted))
+    assert left < 1.5 * clean < unfitted / 5
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_less_is_lost(form: Format, network: Network, calibration: Calibration, digits: Dataset) -> None:
+    exact = quantize(network, calibration, form, align=0)
+    rough = able(exact, falling_short(2, signed=form == "twos-complement"), form)
+    fitted = Fitting(network, calibration)(rough)
+    unfitted, left = (error(q, network, digits) for q in (rough, fitted))
+    assert left < unfitted / 2
+    for image in image_codes(fitted, digits.test.images[:2]):  # and it is an integer network like any other
+        for boundary, codes in reference.run(fitted, image).items():
+            found = Emulator(fitted, "cpu").run(image[None])[boundary].numpy()
+            np.testing.assert_array_equal(found[0].reshape(-1), codes.reshape(-1), boundary)
+
+
+def test_layers_are_fitted_by_themselves(network: Network, calibration: Calibration) -> None:
+    """So that what was found for one serves every assignment that has it; the others stay exact."""
+    exact, table = quantize(network, calibration), falling_short(3)
+    keys = [key for key, _, _ in exact.products()]
+    tables = {**exact.tables, "it": table}
+    fitting = Fitting(network, calibration)
+    whole = fitting(everywhere(exact, table))
+    for key in keys:
+        alone = fitting(exact.with_components({k: "it" if k == key else "exact" for k in keys}, tables))
+        products = {k: p for k, p, _ in alone.products()}
+        assert products[key] == {k: p for k, p, _ in whole.products()}[key]
+        for place, layer in enumerate(exact.layers):
+            if not key.startswith(layer.name):
+                assert same(replace(alone, layers=alone.layers[place : place + 1]),
+                            replace(exact, layers=exact.layers[place : place + 1]))  # fmt: skip
+
+
+def test_a_useless_multiplier_is_left_alone(network: Network, calibration: Calibration) -> None:
+    for table in (np.zeros((256, 256), np.uint16), np.full((256, 256), 1000, np.uint16)):
+        useless = everywhere(quantize(network, calibration), table)
+        fitted = Fitting(network, calibration)(useless)
+        fitted.check()
+        if not table.any():
+            assert same(fitted, useless)
+
+
+@pytest.mark.parametrize("form", ["sign-magnitude", "affine"])
+def test_a_deepcaps_is_fitted_too(form: Format, digits: Dataset) -> None:
+    """With its 3D layer, which has no bias, and its layers on grids with padding."""
+    network = initial(DEEP, 1)
+    calibration = Calibration(network, torch.from_numpy(digits.train.images[:200]))
+    rough = able(quantize(network, calibration, form, align=0), falling_short(1), form)
+    fitted = Fitting(network, calibration)(rough)
+    assert not same(fitted, rough)
+    (routed,) = (layer for layer in fitted.layers if isinstance(layer, QConvCaps3D))
+    assert not routed.conv.bias.any()
+    assert error(fitted, network, digits) < 0.7 * error(rough, network, digits)
