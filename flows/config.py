@@ -122,6 +122,8 @@ class Analyze(Section):
 class Quantize(Section):
     """From float to 8-bit codes (docs/numerics.md)."""
 
+    LATER = frozenset({"fit_multipliers"})
+
     format: NumberFormat = Field(
         "sign-magnitude",
         description="number format of every operation: `sign-magnitude`, `affine`, or "
