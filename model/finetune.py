@@ -9,8 +9,9 @@ Scales and integer constants stay as they were calibrated; only codes of weights
 from __future__ import annotations
 
 import copy
-import itertools
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.capsules import ClassCaps
+from model.convcaps import ConvCaps3D
 from model.datasets import Dataset
 from model.deepcaps import DeepCaps
 from model.emulation import Emulator
@@ -30,8 +33,8 @@ from model.quantize import image_codes
 from model.recipe import TrainingRecipe
 from model.training import History, evaluate, train
 
-Values = dict[tuple[str, str, int], Tensor]
-"""The real values of the integer network's boundaries, by (layer, operation, routing iteration from 0)."""
+Values = dict[tuple[str, str], Tensor]
+"""The real values of the integer network's boundaries, by layer and operation; of routing, the last iteration's."""
 
 
 class StraightThrough:
@@ -50,12 +53,29 @@ class StraightThrough:
             return next(reversed(values.values()))
 
         def tap(layer: str, operation: str, output: Tensor, iteration: int, operands: tuple[Tensor, ...]) -> Tensor:
-            value = values.get((layer, operation, iteration))
+            value = values.get((layer, operation))
             result: Tensor = output if value is None else _Replace.apply(output, value)
             return result
 
-        capsules: Tensor = network(_decode(quantized.input, torch.from_numpy(codes)).permute(0, 3, 1, 2), tap)
+        with _routed_once(network):
+            capsules: Tensor = network(_decode(quantized.input, torch.from_numpy(codes)).permute(0, 3, 1, 2), tap)
         return capsules
+
+
+@contextmanager
+def _routed_once(network: Network) -> Iterator[None]:
+    """The network with one iteration of routing: no gradient comes through those before the last, and what they lead
+    to, the coupling coefficients, is put in their place.
+    """
+    routed = [module for module in network.modules() if isinstance(module, ClassCaps | ConvCaps3D)]
+    before = [module.iterations for module in routed]
+    try:
+        for module in routed:
+            module.iterations = 1
+        yield
+    finally:
+        for module, iterations in zip(routed, before, strict=True):
+            module.iterations = iterations
 
 
 class _Replace(torch.autograd.Function):
@@ -80,21 +100,20 @@ def boundary_values(quantized: QNetwork, trace: dict[str, Tensor]) -> Values:
     for layer in quantized.layers:
         name = layer.name
         if isinstance(layer, QAdd):
-            values[name, "add", 0] = _decode(layer.adder.out, trace[f"{name}.add"])
+            values[name, "add"] = _decode(layer.adder.out, trace[f"{name}.add"])
         elif isinstance(layer, Routed):
-            values[name, "votes", 0] = _decode(layer.products()["votes"].out, trace[f"{name}.votes"])
+            values[name, "votes"] = _decode(layer.products()["votes"].out, trace[f"{name}.votes"])
             codings = {"softmax": layer.weighted_sum.a, "weighted_sum": layer.weighted_sum.out,
-                       "squash": layer.squash.out, "agreement": layer.agreement.out}  # fmt: skip
-            for t, (operation, coding) in itertools.product(range(layer.iterations), codings.items()):
-                codes = trace.get(f"{name}.{operation}.{t + 1}")
-                if codes is not None:  # the last iteration has no agreement
-                    by_class = operation in ("softmax", "agreement")  # (..., J, I), which is (..., I, J) in float
-                    values[name, operation, t] = _decode(coding, codes.mT if by_class else codes)
+                       "squash": layer.squash.out}  # fmt: skip
+            for operation, coding in codings.items():
+                codes = trace[f"{name}.{operation}.{layer.iterations}"]
+                by_class = operation == "softmax"  # (..., J, I), which is (..., I, J) in float
+                values[name, operation] = _decode(coding, codes.mT if by_class else codes)
         else:
             maps = _decode(layer.conv.mac.out, trace[f"{name}.mac"])
-            values[name, "mac", 0] = maps.permute(0, 3, 1, 2)  # (N, C, H, W)
+            values[name, "mac"] = maps.permute(0, 3, 1, 2)  # (N, C, H, W)
             if isinstance(layer, QPrimaryCaps):
-                values[name, "squash", 0] = _decode(layer.squash.out, trace[f"{name}.squash"])
+                values[name, "squash"] = _decode(layer.squash.out, trace[f"{name}.squash"])
     return values
 
 

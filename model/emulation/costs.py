@@ -27,11 +27,23 @@ _LARGEST = 2**16  # bytes of a file of costs
 MOST_FACTORS = 32  # beyond, no processor multiplies faster than it looks up
 
 
+_made: dict[tuple[Product, str, str, bool], Plan] = {}
+_MOST_MADE = 128  # of up to some 400 KB
+
+
 def fastest(product: Product, terms: NDArray[np.int32], level: str, length: int) -> Plan:
-    """The plan of terms (256, 256) that costs least in sums of so many, at a level of model.emulation.lookup."""
-    known = costs(level, length < _SHORT)
-    most = int(min(MOST_FACTORS, max(known.values()) / known["factor"]))
-    return min(plans(product, terms, most), key=lambda plan: cost(plan, known))
+    """The plan of terms (256, 256) that costs least in sums of so many, at a level of model.emulation.lookup.
+
+    The last ones are kept: fine-tuning asks for the same ones at every step.
+    """
+    key = (product, digest(terms.tobytes()), level, length < _SHORT)
+    if key not in _made:
+        known = costs(level, length < _SHORT)
+        most = int(min(MOST_FACTORS, max(known.values()) / known["factor"]))
+        if len(_made) >= _MOST_MADE:
+            _made.clear()
+        _made[key] = min(plans(product, terms, most), key=lambda plan: cost(plan, known))
+    return _made[key]
 
 
 def cost(plan: Plan, known: dict[str, float]) -> float:
