@@ -148,10 +148,13 @@ class Quantize(Section):
 class Finetune(Section):
     """The weights trained for the assigned multipliers, between assign and quantize (docs/finetuning.md)."""
 
-    LATER = frozenset({"distill", "weight_decay"})
+    LATER = frozenset({"distill", "weight_decay", "images"})
 
     epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
-        0, description="passes over the training images; 0: none (and 3 for the command `finetune`)"
+        0, description="passes over `images`; 0: none (and 3 for the command `finetune`)"
+    )
+    images: Annotated[int, Field(ge=0)] = Field(
+        0, description="training images in an epoch, drawn anew for each, where a whole pass would take long; 0: all"
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-3, description="of Adam; falls along half a cosine")
     distill: bool = Field(False, description="learn the float network's class capsules, and not the labels")
@@ -345,6 +348,7 @@ class Config(Section):
         return replace(
             self.recipe(),
             epochs=self.finetune.epochs,
+            images=self.finetune.images,
             patience=self.finetune.epochs,
             learning_rate=self.finetune.learning_rate,
             cycles=1,

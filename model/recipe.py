@@ -38,10 +38,11 @@ class TrainingRecipe:
     # NM (the ReD-CaNe paper's Eq. 3) of noise on what multiplications sum up to, while training: the network learns to
     # bear it (Murray & Edwards, 1994), and so approximate multipliers.
     noise: float = 0.0
+    images: int = 0  # training images in an epoch, drawn anew for each; 0: all of them
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch", 1), ("patience", 1), ("seed", 0), ("crop", 0), ("cutout", 0),
-                            ("cycles", 1), ("average", 1)):  # fmt: skip
+                            ("cycles", 1), ("average", 1), ("images", 0)):  # fmt: skip
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise RedcaneError(f"training.{name}: {getattr(self, name)} should be a whole number from {least}")
         for name in ("learning_rate", "reconstruction", "shift", "rotation", "scale", "weight_decay", "noise"):
@@ -55,6 +56,10 @@ class TrainingRecipe:
             raise RedcaneError(f"training.epochs: {self.epochs} epochs make no {self.cycles} equal cycles")
         if self.average > self.cycles:
             raise RedcaneError(f"training.average: of {self.cycles} cycles, {self.average} cannot be averaged")
+
+    def drawn(self, images: int) -> int:
+        """How many of so many training images are in an epoch."""
+        return min(self.images or images, images)
 
     def at(self, epoch: int) -> float:
         """The learning rate in an epoch."""
@@ -77,5 +82,5 @@ class TrainingRecipe:
     def of_run(self) -> dict[str, object]:
         """What tells one training from another; a recipe without a later addition is what it was before that."""
         later = {"flip": False, "bfloat16": False, "crop": 0, "cycles": 1, "average": 1, "weight_decay": 0.0,
-                 "noise": 0.0, "cutout": 0, "cutmix": 0.0}  # fmt: skip
+                 "noise": 0.0, "cutout": 0, "cutmix": 0.0, "images": 0}  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}

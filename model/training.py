@@ -167,7 +167,7 @@ def train(
 
     with (
         worthwhile_threads(network),
-        _bar(title, recipe.epochs, len(history.loss), len(dataset.train.labels)) as progress,
+        _bar(title, recipe.epochs, len(history.loss), recipe.drawn(len(dataset.train.labels))) as progress,
     ):
         for epoch in range(len(history.loss), recipe.epochs):
             if recipe.average == 1 and epoch - history.best > recipe.patience and history.best >= 0:
@@ -252,8 +252,8 @@ def _epoch(
     epoch: int,
     done: Callable[[int], object],
 ) -> float:
-    """One pass over the training images, whose `classes` (N, J) are 1 or 0, in an order of its own; returns the mean
-    loss. `of_batch` is the loss of whole batches; `done` hears of every batch.
+    """One pass over the training images, or over so many of them as the recipe says, in an order of its own; returns
+    the mean loss. Their `classes` (N, J) are 1 or 0; `of_batch` is the loss of whole batches; `done` hears of them.
     """
     recipe, device = loss.recipe, loss.device
     generator = torch.Generator().manual_seed(derive_seed("epoch", recipe.seed, epoch))
@@ -263,7 +263,8 @@ def _epoch(
     loss.tap = _noisy(recipe.noise, derive_seed("noise of training", recipe.seed, epoch), device)
     loss.network.train()
     together = recipe.batch * (_MOVED_TOGETHER if device.type == "cuda" else 1)
-    for chosen in torch.randperm(len(images), generator=generator).split(together):
+    order = torch.randperm(len(images), generator=generator)[: recipe.drawn(len(images))]
+    for chosen in order.split(together):
         there = chosen.to(device)
         moved = mix(augment(images[there], recipe, generator), classes[there], recipe, generator)
         for x, y in zip(*(part.split(recipe.batch) for part in moved), strict=True):
@@ -274,7 +275,7 @@ def _epoch(
             total += mean.detach().double() * len(x)
             done(len(x))
     loss.network.eval()
-    return float(total) / len(images)
+    return float(total) / len(order)
 
 
 def _distance(capsules: Tensor, teacher: Network, images: Tensor) -> Tensor:

@@ -190,6 +190,24 @@ def test_weight_decay_keeps_weights_small(few: Dataset, tmp_path: Path) -> None:
     assert "weight_decay" not in RECIPE.of_run(), "unfinished trainings from before go on"
 
 
+def test_an_epoch_may_draw_some_of_the_images(few: Dataset, tmp_path: Path) -> None:
+    plain = TrainingRecipe(epochs=3, batch=16, seed=3, shift=0, rotation=0, scale=0, images=40)
+    seen: list[set[bytes]] = []
+
+    def forward(network: CapsNet, images: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            seen.append({image.numpy().tobytes() for image in images})
+        return network(images)
+
+    train(initial(TINY, 3), few, plain, tmp_path / "checkpoint", forward=forward)
+    assert [len(batch) for batch in seen] == [16, 16, 8] * 3
+    first, second, third = (set().union(*seen[start : start + 3]) for start in (0, 3, 6))
+    assert len(first) == 40 and first != second != third, "none twice, and others in the next epoch"
+    assert first | second | third <= {image.tobytes() for image in few.train.images}
+    assert dataclasses.replace(plain, images=10_000).drawn(200) == RECIPE.drawn(200) == 200
+    assert "images" not in RECIPE.of_run(), "unfinished trainings from before go on"
+
+
 def test_noise_falls_on_sums_of_products_and_on_nothing_else(few: Dataset, tmp_path: Path) -> None:
     network, x = initial(TINY, 3), torch.from_numpy(few.train.images)
     noisy = training._noisy(0.05, seed=1, device=torch.device("cpu"))
