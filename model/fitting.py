@@ -15,11 +15,12 @@ code of the least mean error by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.calibration import Calibration
 from model.emulation.terms import term_table
@@ -35,7 +36,6 @@ from model.qnetwork import (
     QConv,
     QConvCaps3D,
     QNetwork,
-    Requantizer,
     Routed,
     convolution_of,
 )
@@ -119,9 +119,9 @@ class Fitting:
             codes[:, channels] = chosen.reshape(codes[:, channels].shape)
             if offsets:
                 beside += line.means(chosen).sum(axis=1) - wanted @ of.means
-        mac = replace(product, requantizer=_divided(product, gain))
+        mac = product.divided(gain)
         real = self._parameters.get(f"{layer.name}.bias", np.zeros(len(kernel)))
-        bias = np.floor(real / mac.accumulator_scale - beside * _unit(product) + 0.5)
+        bias = np.floor(real / mac.accumulator_scale - beside * product.unit + 0.5)
         if not (np.abs(bias) < 2**31).all():
             return conv
         return replace(conv, weights=codes.transpose(0, 2, 3, 1).copy(), bias=bias.astype(np.int32), mac=mac)
@@ -151,7 +151,7 @@ class Fitting:
         for capsule, values in enumerate(read.transpose(1, 0, 2).astype(np.float64)):  # (N, D)
             codes[capsule] = compensated(gain * weights[capsule], line, carried(values.T @ values / len(values)))
         fitted = codes.transpose(0, 2, 1).reshape(matrices.shape).copy()
-        return replace(layer, weights=fitted, votes=replace(product, requantizer=_divided(product, gain)))
+        return replace(layer, weights=fitted, votes=product.divided(gain))
 
     def _routed(self, layer: Routed, name: str, product: Product, tables: Mapping[str, Table]) -> Routed:
         """The layer with the gain of its weighted sums or agreements taken out."""
@@ -162,9 +162,7 @@ class Fitting:
         assert isinstance(gain, float)
         if not gain > LEAST_GAIN:
             return layer
-        return layer.with_products(
-            {**layer.products(), name: replace(product, requantizer=_divided(product, gain))}
-        )
+        return layer.with_products({**layer.products(), name: product.divided(gain)})
 
     def _sums_gain(self, key: str, name: str, product: Product, table: Table) -> float:
         """By what a multiplier multiplies sums of products of votes, in the sense of least squares."""
@@ -179,7 +177,7 @@ class Fitting:
             exact = values.sum(axis=axis).astype(np.float64)
             both += float((exact * terms[first & 255, second & 255].sum(axis=axis)).sum())
             power += float((exact * exact).sum())
-        return both / (power * _unit(product)) if power else 0.0
+        return both / (power * product.unit) if power else 0.0
 
 
 @dataclass(frozen=True)
@@ -226,11 +224,15 @@ class _Terms:
         lowest, count = a.lo - a.zero_point, a.hi - a.lo + 1
         terms = read.shape[1] * kernel[0] * kernel[1]
         counts = np.zeros(terms * count, np.int64)
-        for some in windows(read, kernel, stride, padding):
-            places = some.numpy().astype(np.int64) - lowest + np.arange(terms) * count
-            counts += np.bincount(places.reshape(-1), minlength=terms * count)
+
+        def counted() -> Iterator[Tensor]:
+            for some in windows(read, kernel, stride, padding):
+                places = some.numpy().astype(np.int64) - lowest + np.arange(terms) * count
+                counts[:] += np.bincount(places.reshape(-1), minlength=terms * count)
+                yield some
+
+        moments = second_moments(counted())
         found = cls(counts.reshape(terms, count), a)
-        moments = second_moments(read, kernel, stride, padding)
         found.upper = carried(moments - np.outer(found.means, found.means) if offsets else moments)
         return found
 
@@ -244,7 +246,7 @@ class _Terms:
         """The lines of a multiplier in a product; without `offsets`, through zero."""
         a, b = product.a, product.b
         codes = np.arange(b.lo, b.hi + 1)
-        terms = term_table(product, table)[np.ix_(np.arange(a.lo, a.hi + 1) & 255, codes & 255)] / _unit(product)
+        terms = term_table(product, table)[np.ix_(np.arange(a.lo, a.hi + 1) & 255, codes & 255)] / product.unit
         own, every = self._counts / self._counts.sum(axis=1, keepdims=True), self._counts.sum(axis=0)
         shares = (own + SHARED * every / every.sum()) / (1 + SHARED)  # how often each value is read (K, V)
         both, spread = (shares * self._values) @ terms, shares @ self._values**2
@@ -272,15 +274,3 @@ def _common_gain(weights: list[Reals], lines: list[_Lines], b: Coding) -> float:
 def _is_exact(table: Table) -> bool:
     return np.array_equal(table, exact_table(is_signed(table)))
 
-
-def _unit(product: Product) -> int:
-    """What a product of two operands of value 1 (as codes) is in the accumulator."""
-    lanes = sum(coding.kind == "signed" for coding in (product.a, product.b))
-    return 2 ** (product.align * lanes) if product.format == "sign-magnitude" else 1
-
-
-def _divided(product: Product, gain: float) -> Requantizer:
-    """The product's requantiser where sums are `gain` times too large."""
-    ratio = product.a.scale * product.b.scale / _unit(product) / product.out.scale
-    old = product.requantizer
-    return replace(Requantizer.for_scale(ratio / gain, product.out), lo=old.lo, hi=old.hi)

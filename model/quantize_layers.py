@@ -18,7 +18,6 @@ from model.qnetwork import (
     QClassCaps,
     QConv,
     QConvCaps3D,
-    Requantizer,
     Squash,
     exp_table,
     takes_signed,
@@ -126,6 +125,4 @@ class LayerMaker:
     def _product(self, key: str, a: Coding, b: Coding, out: Coding, relu: bool = False) -> Product:
         number_format = self._formats[key]
         align = self._align[key] if number_format == "sign-magnitude" else 0
-        lanes = sum(coding.kind == "signed" for coding in (a, b))
-        requantizer = Requantizer.for_scale(a.scale * b.scale / 2 ** (align * lanes) / out.scale, out, relu)
-        return Product(number_format, a, b, out, requantizer, EXACT[takes_signed(number_format)], align)
+        return Product.make(number_format, a, b, out, EXACT[takes_signed(number_format)], align, relu)

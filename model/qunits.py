@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -94,6 +94,25 @@ class Product:
     component: str
     align: int = 0
 
+    @classmethod
+    def make(
+        cls, number_format: Format, a: Coding, b: Coding, out: Coding, component: str, align: int, relu: bool = False
+    ) -> Product:
+        """The product with the requantiser that these codings ask for. Raises RedcaneError as Requantizer.for_scale."""
+        requantizer = Requantizer.for_scale(a.scale * b.scale / _unit(a, b, align) / out.scale, out, relu)
+        return cls(number_format, a, b, out, requantizer, component, align)
+
+    def divided(self, gain: float) -> Product:
+        """The same for sums that are `gain` times too large."""
+        ratio = self.a.scale * self.b.scale / self.unit / self.out.scale / gain
+        old = self.requantizer
+        return replace(self, requantizer=replace(Requantizer.for_scale(ratio, self.out), lo=old.lo, hi=old.hi))
+
+    @property
+    def unit(self) -> int:
+        """What a product of two operands of value 1 (as codes) is in the accumulator."""
+        return _unit(self.a, self.b, self.align)
+
     @property
     def accumulator_scale(self) -> float:
         """The value of 1 in the accumulator."""
@@ -107,6 +126,10 @@ class Product:
             za, zb = self.a.zero_point, self.b.zero_point
             products += za * zb - zb * ma[:, None] - za * mb[None, :]
         return int(np.abs(products).max())
+
+
+def _unit(a: Coding, b: Coding, align: int) -> int:
+    return int(2 ** (align * sum(coding.kind == "signed" for coding in (a, b))))
 
 
 def port_values(number_format: Format, coding: Coding, align: int) -> NDArray[np.int64]:

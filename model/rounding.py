@@ -12,7 +12,7 @@ are summed. The codes' scales come from the float network and differ in the seve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -59,7 +59,7 @@ def rounded_kernel(
         return coding.encode(weight)
     codes = np.empty(weight.shape, np.int16)
     for channels in channel_groups(weight.shape):
-        upper = carried(second_moments(values[:, channels], weight.shape[2:], stride, padding))
+        upper = carried(second_moments(windows(values[:, channels], weight.shape[2:], stride, padding)))
         part = weight[:, channels]
         codes[:, channels] = compensated(part.reshape(len(part), -1), EvenGrid(coding), upper).reshape(part.shape)
     return codes
@@ -84,13 +84,11 @@ def windows(values: NDArray[np.integer], kernel: tuple[int, ...], stride: int, p
         yield found.transpose(1, 2).flatten(0, 1)[::every]
 
 
-def second_moments(
-    values: NDArray[np.integer], kernel: tuple[int, ...], stride: int, padding: int
-) -> NDArray[np.float64]:
-    """The mean products (K, K) of the terms of a kernel's windows on maps (N, C, H, W) of whole numbers up to 255."""
-    terms = values.shape[1] * kernel[0] * kernel[1]
-    moments, count = np.zeros((terms, terms)), 0
-    for some in windows(values, kernel, stride, padding):
+def second_moments(read: Iterable[Tensor]) -> NDArray[np.float64]:
+    """The mean products (K, K) of the terms of windows (N, K) of whole numbers up to 255."""
+    moments, count = np.zeros((0, 0)), 0
+    for some in read:
+        moments = moments if count else np.zeros((some.shape[1], some.shape[1]))
         count += len(some)
         for rows in some.split(_EXACT):
             moments += (rows.T @ rows).numpy()

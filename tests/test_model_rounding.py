@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.qunits import Coding
-from model.rounding import WINDOWS, EvenGrid, carried, compensated, rounded_kernel, second_moments
+from model.rounding import WINDOWS, EvenGrid, carried, compensated, rounded_kernel, second_moments, windows
 
 SIGNED, AFFINE = Coding("signed", 0.01), Coding("affine", 0.01, 90)
 
@@ -34,7 +34,7 @@ def test_moments_are_those_of_all_windows(data: st.DataObject) -> None:
         for x in range(0, padded.shape[3] - kernel[1] + 1, stride):
             rows = padded[:, :, y : y + kernel[0], x : x + kernel[1]].reshape(n, -1)
             total, count = total + rows.T @ rows, count + n
-    np.testing.assert_array_equal(second_moments(values, kernel, stride, padding), total / count)
+    np.testing.assert_array_equal(second_moments(windows(values, kernel, stride, padding)), total / count)
 
 
 def test_moments_of_many_windows_are_exact_on_any_number_of_threads() -> None:
@@ -44,12 +44,12 @@ def test_moments_of_many_windows_are_exact_on_any_number_of_threads() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(second_moments(values, (3, 3), 1, 0))
+            found.append(second_moments(windows(values, (3, 3), 1, 0)))
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(*found)
-    windows = np.lib.stride_tricks.sliding_window_view(values, (3, 3), axis=(2, 3)).transpose(0, 2, 3, 1, 4, 5)
-    rows = windows.reshape(-1, 18).astype(np.int64)
+    every = np.lib.stride_tricks.sliding_window_view(values, (3, 3), axis=(2, 3)).transpose(0, 2, 3, 1, 4, 5)
+    rows = every.reshape(-1, 18).astype(np.int64)
     assert np.abs(found[0] / (rows.T @ rows / len(rows)) - 1).max() < 0.02
 
 
