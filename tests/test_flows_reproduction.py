@@ -136,6 +136,20 @@ def test_the_page_is_the_same_for_the_same_results(results: dict[str, Any], tmp_
         assert plot.read_bytes() == (tmp_path / "b" / "plots" / plot.name).read_bytes()
 
 
+def test_the_page_says_what_was_done_to_the_network_for_its_multipliers(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    def said(**changed: Any) -> str:
+        return write_page([{**results, "designs": {**others, **changed}}], tmp_path / "page.md", tmp_path).read_text()
+
+    others = {key: value for key, value in results["designs"].items() if key not in ("fitted", "finetune_epochs")}
+    assert (results["designs"]["fitted"], results["designs"]["finetune_epochs"]) == (True, 0)
+    assert "its constants are [fitted]" in said(fitted=True, finetune_epochs=0)
+    assert "its constants are not [fitted]" in (text := said(fitted=False, finetune_epochs=4))
+    assert "it is fine-tuned for 4 epochs" in text
+    assert "a version that did not fit its constants" in said(), "of results from before they were"
+
+
 @pytest.mark.parametrize(
     ("benchmark", "sentence"), [("capsnet-mnits", "there is capsnet-mnist"), ("none.yaml", "no such file")]
 )

@@ -241,7 +241,7 @@ def _designs(found: Json, elements: Json, plots: Mapping[str, str]) -> Iterator[
         f"Accuracy by exact emulation on {found['images']:,} test images; cost of all multiplications relative to "
         f"exact multipliers ({found['cost']}), the same for every operand; and the transistors that switch with each "
         f"operation's real operands, relative to exact multipliers in sign-magnitude. Ours is chosen by "
-        f"{found['ours_by']}. One multiplier everywhere: tried on {found['trial_images']:,} "
+        f"{found['ours_by']}{_made_ready(found)}. One multiplier everywhere: tried on {found['trial_images']:,} "
         "validation images, those that none beats there also on the test images. Red: affine codes, blue: the others."
     )
     yield ""
@@ -278,6 +278,15 @@ def _designs(found: Json, elements: Json, plots: Mapping[str, str]) -> Iterator[
             "cost on top is not in it (`benchmarks/pe_kinds.json`)."
         )
         yield ""
+
+
+def _made_ready(found: Json) -> str:
+    """What was done to our network for its multipliers. Results of earlier versions say nothing of it."""
+    if "fitted" not in found:
+        return ", in a version that did not fit its constants to its multipliers"
+    are, epochs = "are" if found["fitted"] else "are not", found["finetune_epochs"]
+    said = f"; its constants {are} [fitted](quantization.md#fitted-to-approximate-multipliers) to its multipliers"
+    return f"{said}, and it is fine-tuned for {epochs} epochs" if epochs else said
 
 
 def _used(components: Mapping[str, str]) -> str:

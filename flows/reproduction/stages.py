@@ -110,8 +110,8 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
             ),
             outputs=(RESULT,),
             make=_collect,
-            version=4,
-            settings=lambda run: {**sections("quantize", "assign"), **data, **library},
+            version=5,
+            settings=lambda run: {**sections("quantize", "assign", "finetune"), **data, **library},
             require=lambda run: need_yosys(),
         ),
     ]
@@ -126,6 +126,8 @@ def _collect(run: Run, scratch: Path, about: Json) -> None:
     parts["curves"]["schema"] = run.read("reproduction-curves.json", "schema")["schema"]
     parts["designs"]["designs"].insert(0, designs.ours(run))
     parts["designs"]["ours_by"] = run.read("selection.json", "cost")["cost"]
+    parts["designs"]["fitted"] = run.config.quantize.fit_multipliers
+    parts["designs"]["finetune_epochs"] = run.config.finetune.epochs
     designs.add_switching(run, parts["designs"]["designs"])
     parts["designs"]["budget_points"] = run.config.assign.budget_points
     training, config = run.read("training.json", "accuracy"), run.config
