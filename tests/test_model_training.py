@@ -16,6 +16,7 @@ from model.capsnet import CapsNet, CapsNetShape
 from model.datasets import Dataset, Split, load
 from model.errors import RedcaneError
 from model.recipe import TrainingRecipe
+from model.threads import worthwhile_threads
 from model.training import accuracy, evaluate, initial, margin_loss, train
 from model.weights import load_weights, read_tensors, save_weights
 
@@ -54,7 +55,8 @@ def epoch_by_hand(
 ) -> None:
     loss = training._Loss(network, recipe, None, None)
     images, labels = torch.from_numpy(data.train.images), torch.from_numpy(data.train.labels)
-    training._epoch(loss, loss, images, one_hot(labels, data.classes).float(), adam, epoch, lambda images: None)
+    with worthwhile_threads(network):  # as train does: sums in another order have other last bits
+        training._epoch(loss, loss, images, one_hot(labels, data.classes).float(), adam, epoch, lambda images: None)
 
 
 def test_margin_loss_by_hand() -> None:
