@@ -99,13 +99,12 @@ class Product:
         cls, number_format: Format, a: Coding, b: Coding, out: Coding, component: str, align: int, relu: bool = False
     ) -> Product:
         """The product with the requantiser that these codings ask for. Raises RedcaneError as Requantizer.for_scale."""
-        requantizer = Requantizer.for_scale(a.scale * b.scale / _unit(a, b, align) / out.scale, out, relu)
+        requantizer = Requantizer.for_scale(_ratio(a, b, out, align), out, relu)
         return cls(number_format, a, b, out, requantizer, component, align)
 
     def divided(self, gain: float) -> Product:
         """The same for sums that are `gain` times too large."""
-        ratio = self.a.scale * self.b.scale / self.unit / self.out.scale / gain
-        old = self.requantizer
+        ratio, old = _ratio(self.a, self.b, self.out, self.align) / gain, self.requantizer
         return replace(self, requantizer=replace(Requantizer.for_scale(ratio, self.out), lo=old.lo, hi=old.hi))
 
     @property
@@ -130,6 +129,11 @@ class Product:
 
 def _unit(a: Coding, b: Coding, align: int) -> int:
     return int(2 ** (align * sum(coding.kind == "signed" for coding in (a, b))))
+
+
+def _ratio(a: Coding, b: Coding, out: Coding, align: int) -> float:
+    """The scale of sums of products over that of what they are requantised to."""
+    return a.scale * b.scale / _unit(a, b, align) / out.scale
 
 
 def port_values(number_format: Format, coding: Coding, align: int) -> NDArray[np.int64]:
