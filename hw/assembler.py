@@ -67,7 +67,6 @@ class Assembler:
         for first in range(0, total, MAX_CAPSULES):
             self.step(
                 Opcode.SQUASH,
-                in_signed=1,
                 table=self.layout.squash_table(unit.table),
                 count=min(MAX_CAPSULES, total - first),
                 dim=dim,
@@ -161,11 +160,6 @@ class Assembler:
 
 
 def _requantize(unit: Requantizer, out: Coding) -> dict[str, int]:
-    return {
-        "multiplier": unit.multiplier,
-        "shift": unit.shift,
-        "zero_point": unit.zero_point,
-        "lo": unit.lo,
-        "hi": unit.hi,
-        "signed_out": int(out.kind == "signed"),
-    }
+    limits = {} if unit.floats else {"zero_point": unit.zero_point, "lo": unit.lo, "hi": unit.hi}
+    coded = {"signed_out": int(out.kind == "signed"), "floats": int(unit.floats)}
+    return {"multiplier": unit.multiplier, "shift": unit.shift, **limits, **coded}

@@ -34,7 +34,7 @@ class Opcode(enum.IntEnum):
 
 
 REQUANTIZE = data.StructLayout(
-    {"multiplier": 16, "shift": 6, "zero_point": 8, "lo": signed(9), "hi": signed(9), "signed_out": 1}
+    {"multiplier": 16, "shift": 6, "zero_point": 8, "lo": signed(9), "hi": signed(9), "signed_out": 1, "floats": 1}
 )
 
 # Words of the vote memory.

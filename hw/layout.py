@@ -108,7 +108,7 @@ class Layout:
         return {"has_bias": 1, "bias_base": base}
 
     def squash_table(self, table: NDArray[np.uint16]) -> int:
-        """The page of a table (512,) of the squash unit; equal tables share one."""
+        """The page of a table of the squash unit; equal tables share one."""
         return _page(self._squash_tables, table)
 
     def exp_table(self, table: NDArray[np.uint16]) -> int:

@@ -291,6 +291,7 @@ class MatmulEngine(wiring.Component):
                 unit.lo.eq(config.requantize.lo),
                 unit.hi.eq(config.requantize.hi),
                 unit.signed_out.eq(config.requantize.signed_out),
+                unit.floats.eq(config.requantize.floats),
                 byte[column].eq(unit.byte),
             ]
         m.d.comb += [

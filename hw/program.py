@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hw.isa import COUNTERS, Opcode, Target
 from hw.parameters import Parameters
-from model.qnetwork import Codes, Coding
+from model.qnetwork import Codes, Coding, float_index, float_intervals
 
 
 @dataclass(frozen=True)
@@ -158,15 +158,25 @@ class Program:
 
 
 def to_bytes(coding: Coding, codes: Codes) -> NDArray[np.uint8]:
-    """Codes as the hardware stores them: a signed code is sign (bit 7) and magnitude."""
+    """Codes as the hardware stores them: a signed or float code is sign (bit 7) and magnitude, that of a float its
+    index.
+    """
     wide = codes.astype(np.int64)
-    return np.where(wide < 0, 128 - wide, wide).astype(np.uint8) if coding.kind == "signed" else wide.astype(np.uint8)
+    if coding.kind in ("unsigned", "affine"):
+        return wide.astype(np.uint8)
+    magnitude = float_index(np.abs(wide)) if coding.kind == "float" else np.abs(wide)
+    return (magnitude + np.where(wide < 0, 128, 0)).astype(np.uint8)
 
 
 def from_bytes(coding: Coding, raw: NDArray[np.uint8]) -> Codes:
     """The inverse of `to_bytes`."""
     wide = raw.astype(np.int16)
-    return np.where(wide > 127, 128 - wide, wide).astype(np.int16) if coding.kind == "signed" else wide
+    if coding.kind in ("unsigned", "affine"):
+        return wide
+    magnitude = wide & 127
+    if coding.kind == "float":
+        magnitude = float_intervals()[0][magnitude].astype(np.int16)
+    return np.where(wide > 127, -magnitude, magnitude).astype(np.int16)
 
 
 def region_bytes(region: Region, codes: Codes) -> NDArray[np.uint8]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.hdl import Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
-HALVES = signed(11)
+from model.qnetwork import FLOAT_LIMIT
+
+HALVES = signed(13)
 
 
 def wire(m: Module, value: Value) -> Signal:
@@ -24,13 +27,13 @@ def saturate(m: Module, value: Value, low: Value | int, high: Value | int) -> Va
 
 
 def halves(m: Module, product: Value, shift: Value) -> Value:
-    """floor(product / 2**(shift-1)), 1 <= shift, clamped to the 11 bits of `HALVES`: twice the scaled value.
+    """floor(product / 2**(shift-1)), 1 <= shift, clamped to the 13 bits of `HALVES`: twice the scaled value.
 
     Rounding is left to `byte_of`: floor((p + 2**(s-1)) / 2**s) = floor((floor(p / 2**(s-1)) + 1) / 2) for every p,
-    which spares an adder as wide as the product. The clamp loses nothing: it leaves a value of -512 ... 512 after the
-    rounding, and outside of that no zero point (0 ... 255) brings it back into the range of a code (-256 ... 255).
+    which spares an adder as wide as the product. The clamp loses nothing: it leaves a value of -2048 ... 2048 after the
+    rounding, and outside of that no zero point (0 ... 255) brings it back into the range of a code (-1984 ... 1984).
     """
-    return saturate(m, product >> (shift - 1).as_unsigned()[: len(shift)], -1024, 1023)
+    return saturate(m, product >> (shift - 1).as_unsigned()[: len(shift)], -4096, 4095)
 
 
 def byte_of(m: Module, doubled: Value, zero_point: Value, lo: Value, hi: Value, signed_out: Value) -> Value:
@@ -52,8 +55,38 @@ def sign_extend(byte: Value) -> Value:
     return Mux(byte[7], -byte[:7], byte[:7])
 
 
+def float_index(m: Module, value: Value) -> Value:
+    """A number below 16 itself, any other as an exponent and 4 bits of mantissa (docs/numerics.md)."""
+    bits = ceil_log2(16 * (len(value) - 3))
+    result = Signal(bits)
+    m.d.comb += result.eq(value[:4])
+    for exponent in range(4, len(value)):  # the last assignment wins: the highest bit that is set
+        with m.If(value[exponent]):
+            m.d.comb += result.eq(Cat(value[exponent - 4 : exponent], C(exponent - 3, bits - 4)))
+    return result
+
+
+def float_byte(m: Module, doubled: Value) -> Value:
+    """Round what `halves` made, clamp and code it as a `float`: sign, three bits of exponent and four of mantissa."""
+    code = wire(m, (doubled + 1) >> 1)
+    magnitude = wire(m, saturate(m, Mux(code < 0, -code, code), 0, FLOAT_LIMIT).as_unsigned()[:11])
+    tie = Signal()  # the bit below the mantissa
+    for exponent in range(5, len(magnitude)):
+        with m.If(magnitude[exponent]):
+            m.d.comb += tie.eq(magnitude[exponent - 5])
+    return Cat((float_index(m, magnitude) + tie)[:7], code < 0)
+
+
+def float_magnitude(m: Module, byte: Value) -> Value:
+    """The magnitude of a `float`'s byte."""
+    exponent, mantissa = byte[4:7], byte[:4]
+    return wire(m, Mux(exponent == 0, mantissa, Cat(mantissa, C(1, 1)) << (exponent - 1).as_unsigned()[:3])[:11])
+
+
 class Requantizer(wiring.Component):
     """byte = code(clamp(((acc * multiplier + 2**(shift-1)) >> shift) + zero_point, lo, hi)).
+
+    With `floats` the byte is that of a `float` code, whatever zero point and limits are.
 
     Latency 3, one result a cycle: product, shift, then rounding with zero point, clamp and coding. Rounding is to
     nearest, ties towards plus infinity. The constants (1 <= shift <= 47, lo <= hi) must hold still while results are
@@ -67,12 +100,13 @@ class Requantizer(wiring.Component):
     lo: Signal
     hi: Signal
     signed_out: Signal
+    floats: Signal
     byte: Signal
 
     def __init__(self) -> None:
         super().__init__({
             "acc": In(signed(32)), "multiplier": In(16), "shift": In(6), "zero_point": In(8),
-            "lo": In(signed(9)), "hi": In(signed(9)), "signed_out": In(1), "byte": Out(8),
+            "lo": In(signed(9)), "hi": In(signed(9)), "signed_out": In(1), "floats": In(1), "byte": Out(8),
         })  # fmt: skip
 
     def elaborate(self, platform: object) -> Module:
@@ -80,5 +114,6 @@ class Requantizer(wiring.Component):
         product, doubled = Signal(signed(48)), Signal(HALVES)
         m.d.sync += product.eq(self.acc * self.multiplier)
         m.d.sync += doubled.eq(halves(m, product, self.shift))
-        m.d.sync += self.byte.eq(byte_of(m, doubled, self.zero_point, self.lo, self.hi, self.signed_out))
+        plain = byte_of(m, doubled, self.zero_point, self.lo, self.hi, self.signed_out)
+        m.d.sync += self.byte.eq(Mux(self.floats, float_byte(m, doubled), plain))
         return m

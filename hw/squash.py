@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth import C, Cat, Module, Mux, Signal, signed
-from amaranth.hdl import Value
+from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -11,24 +10,14 @@ from amaranth.utils import ceil_log2
 from hw.array import tree
 from hw.memory import Bank
 from hw.parameters import Parameters
-from hw.requantizer import HALVES, byte_of, halves, wire
+from hw.requantizer import HALVES, byte_of, float_index, float_magnitude, halves, wire
 
-ENTRIES = 512
+ENTRIES = 512  # of a page; the contract has fewer
 DEPTH = 4  # cycles from an address on the read port to its result
 
 
-def index_of(m: Module, n: Value) -> Signal:
-    """The table index of a sum of squares below 2**20: n below 32, else a float of 4 exponent and 5 mantissa bits."""
-    index = Signal(9)
-    m.d.comb += index.eq(n[:5])
-    for exponent in range(5, 20):  # the last assignment wins: the highest bit that is set
-        with m.If(n[exponent]):
-            m.d.comb += index.eq(Cat(n[exponent - 5 : exponent], C(exponent - 4, 4)))
-    return index
-
-
 class SquashUnit(wiring.Component):
-    """Squashes `count` capsules of `dim` signed codes, packed one after the other at `source`, to `destination`.
+    """Squashes `count` capsules of `dim` float codes, packed one after the other at `source`, to `destination`.
 
     A capsule is read twice, ceil(dim / lanes) words each time: first its elements are squared and summed to n, then
     each is multiplied by the gain G[index(n)] of page `table`, shifted, offset, clamped and coded. Both use the same
@@ -149,27 +138,27 @@ class SquashUnit(wiring.Component):
 
     def datapath(self, m: Module, tags: list[data.View]) -> Signal:
         """Magnitudes; products; sum or shift; table or write port. Returns the number of the longest capsule so far."""
-        n, so_far, gain = Signal(22), Signal(22), Signal(16)  # n of the last capsule that is complete
+        n, so_far, gain = Signal(28), Signal(28), Signal(16)  # n of the last capsule that is complete
         m.submodules.gains = gains = Bank(16, ENTRIES * self.pages)
         m.d.comb += [
-            gains.read_address.eq(Cat(index_of(m, n), self.table)),
+            gains.read_address.eq(Cat(float_index(m, n), self.table)),
             gain.eq(gains.read_data),
             gains.write_enable.eq(self.table_write_enable),
             gains.write_address.eq(self.table_write_address),
             gains.write_data.eq(self.table_write_data),
         ]
-        is_signed = self.in_signed | ~self.classify
         out = tags[4]
         squares = []
         for lane in range(self.lanes):
             byte = self.read_data[lane]
             centred = wire(m, byte - self.in_zero_point)
-            magnitude, negative = Signal(8, name=f"magnitude_{lane}"), Signal(name=f"negative_{lane}")
-            m.d.sync += magnitude.eq(Mux(is_signed, byte[:7], Mux(centred < 0, -centred, centred)))
-            m.d.sync += negative.eq(is_signed & byte[7])
+            magnitude, negative = Signal(11, name=f"magnitude_{lane}"), Signal(name=f"negative_{lane}")
+            compared = Mux(self.in_signed, byte[:7], Mux(centred < 0, -centred, centred))
+            m.d.sync += magnitude.eq(Mux(self.classify, compared, float_magnitude(m, byte)))
+            m.d.sync += negative.eq(byte[7])  # of squares nobody asks
 
             product = wire(m, magnitude * Mux(tags[2].scale, gain, magnitude))
-            scaled, square = Signal(signed(25), name=f"scaled_{lane}"), Signal(16, name=f"square_{lane}")
+            scaled, square = Signal(signed(28), name=f"scaled_{lane}"), Signal(22, name=f"square_{lane}")
             m.d.sync += scaled.eq(Mux(negative, -product, product))
             m.d.sync += square.eq(Mux(tags[2].mask[lane], product, 0))
             squares.append(square)

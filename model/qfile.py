@@ -45,7 +45,7 @@ from model.qnetwork import (
     unit_interval,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 OPERANDS = {
     "sign-magnitude": ("unsigned", "signed"),
     "affine": ("unsigned", "affine"),
@@ -120,7 +120,7 @@ _AnyLayer = Annotated[_Conv | _Primary | _ConvCaps3D | _Add | _ClassCaps, Field(
 
 
 class _Network(_Strict):
-    version: Literal[1] = Field(alias="schema")
+    version: Literal[2] = Field(alias="schema")
     image: Annotated[list[Size], Field(min_length=3, max_length=3)]
     input: Coding
     layers: Annotated[list[_AnyLayer], Field(min_length=1)]
@@ -246,7 +246,7 @@ def _assemble(record: _Network, tensors: Tensors) -> QNetwork:
         unit = squash(raw.name, raw.squash)
         _check_product(f"{raw.name}.votes", raw.votes, coding, raw.weighted_sum.b, tables)
         coupling = unit_interval(raw.weighted_sum.format)
-        _check_product(f"{raw.name}.weighted_sum", raw.weighted_sum, coupling, None, tables)
+        _check_product(f"{raw.name}.weighted_sum", raw.weighted_sum, coupling, None, tables, squashed=True)
         _check_product(f"{raw.name}.agreement", raw.agreement, unit.out, None, tables)
         if raw.agreement.b != raw.votes.out:
             raise RedcaneError(f"{raw.name}: agreement reads the votes in another coding than they have")
@@ -299,15 +299,16 @@ def _assemble(record: _Network, tensors: Tensors) -> QNetwork:
         else:
             if len(shape) == 2:
                 raise RedcaneError(f"{name}: a convolution cannot follow capsules that are on no grid")
-            _check_product(f"{name}.mac", raw.mac, coding, None, tables, relu=isinstance(raw, _Conv))
+            plain = isinstance(raw, _Conv)
+            _check_product(f"{name}.mac", raw.mac, coding, None, tables, relu=plain, squashed=not plain)
             conv, rows, columns = convolution(raw, raw.mac, shape, math.prod(shape[2:]))
             shape, coding = (rows, columns, len(conv.weights)), raw.mac.out
             if isinstance(raw, _Conv):
                 layers.append(QConvLayer(name, conv, reads))
             else:
                 types, rest = divmod(len(conv.weights), raw.capsule_dim)
-                if raw.mac.out.kind != "signed" or rest:
-                    raise RedcaneError(f"{name}: squash takes signed codes, whole capsules of {raw.capsule_dim}")
+                if rest:
+                    raise RedcaneError(f"{name}: squash takes whole capsules of {raw.capsule_dim}")
                 grid = raw.kind == "convcaps"
                 layers.append((QConvCaps if grid else QPrimaryCaps)(
                     name, conv, raw.capsule_dim, squash(name, raw.squash), reads))  # fmt: skip
@@ -324,11 +325,14 @@ def _assemble(record: _Network, tensors: Tensors) -> QNetwork:
     return network
 
 
-def _check_coding(where: str, coding: Coding) -> None:
+def _check_coding(where: str, coding: Coding, squashed: bool = False) -> None:
+    """Of a tensor; `squashed` says whether a squash reads it."""
     if not (0 < coding.scale < 2**64 and 0 <= coding.zero_point <= 255):
         raise RedcaneError(f"{where}: a scale of {coding.scale:g} or a zero point of {coding.zero_point} cannot be")
     if coding.kind != "affine" and coding.zero_point:
         raise RedcaneError(f"{where}: {coding.kind} codes have no zero point")
+    if (coding.kind == "float") != squashed:
+        raise RedcaneError(f"{where}: float codes are what squash reads, and nothing else, not {coding.kind} ones")
 
 
 def _check_adder(name: str, adder: Adder, a: Coding, b: Coding) -> None:
@@ -341,16 +345,25 @@ def _check_adder(name: str, adder: Adder, a: Coding, b: Coding) -> None:
 
 
 def _check_product(
-    where: str, product: Product, a: Coding, out: Coding | None, tables: Tensors, relu: bool = False
+    where: str,
+    product: Product,
+    a: Coding,
+    out: Coding | None,
+    tables: Tensors,
+    relu: bool = False,
+    squashed: bool = False,
 ) -> None:
-    """One operation: `a` is the coding of what it reads, `out` that of what is read of it, if a multiplier does."""
-    for coding in (product.a, product.b, product.out):
+    """One operation: `a` is the coding of what it reads, `out` that of what is read of it, if a multiplier does; what
+    it makes goes through a ReLU, or is what a squash reads.
+    """
+    _check_coding(where, product.out, squashed)
+    for coding in (product.a, product.b):
         _check_coding(where, coding)
-        if coding is not product.out and coding.kind not in OPERANDS[product.format]:
+        if coding.kind not in OPERANDS[product.format]:
             raise RedcaneError(f"{where}: {coding.kind} operands do not go with the {product.format} format")
     if product.a != a or (out is not None and product.out != out):
         raise RedcaneError(f"{where}: its codings and those of its neighbours differ")
-    if out is None and not relu and product.out.kind != "signed":
+    if out is None and not relu and not squashed and product.out.kind != "signed":
         raise RedcaneError(f"{where}: what no multiplier reads is signed, not {product.out.kind}")
     aligns = (0,) if takes_signed(product.format) else (0, 1)
     if product.align not in aligns:
@@ -361,5 +374,5 @@ def _check_product(
     lo = max(product.out.lo, product.out.zero_point) if relu else product.out.lo
     if not (2**15 <= unit.multiplier < 2**16 and 1 <= unit.shift <= 47):
         raise RedcaneError(f"{where}: a requantiser of {unit.multiplier} >> {unit.shift} is out of range")
-    if unit != Requantizer(unit.multiplier, unit.shift, product.out.zero_point, lo, product.out.hi):
+    if unit != Requantizer(unit.multiplier, unit.shift, product.out.zero_point, lo, product.out.hi, squashed):
         raise RedcaneError(f"{where}: the requantiser's limits are not those of its output's coding")

@@ -13,6 +13,8 @@ from model.multipliers.product_table import Table, check_table, is_signed, kind_
 from model.qunits import (
     EXP_ENTRIES,
     EXP_ONE,
+    FLOAT_BITS,
+    FLOAT_LIMIT,
     FORMATS,
     MAX_CAPSULE_DIM,
     MAX_CLASSES,
@@ -26,9 +28,10 @@ from model.qunits import (
     Requantizer,
     Squash,
     exp_table,
+    float_index,
+    float_intervals,
     port_values,
-    squash_index,
-    squash_intervals,
+    significant,
     takes_signed,
     unit_interval,
 )
@@ -36,6 +39,8 @@ from model.qunits import (
 __all__ = [
     "EXP_ENTRIES",
     "EXP_ONE",
+    "FLOAT_BITS",
+    "FLOAT_LIMIT",
     "FORMATS",
     "MAX_CAPSULE_DIM",
     "MAX_CLASSES",
@@ -60,9 +65,10 @@ __all__ = [
     "Squash",
     "convolution_of",
     "exp_table",
+    "float_index",
+    "float_intervals",
     "port_values",
-    "squash_index",
-    "squash_intervals",
+    "significant",
     "takes_signed",
     "terms",
     "unit_interval",
@@ -278,6 +284,11 @@ class QNetwork:
                         f"{layer.name}.{name}: {terms(layer, name)} products of {product.component} can overflow the "
                         "32-bit accumulator; split the sum or choose a multiplier with smaller products"
                     )
+            squashed = "mac" if isinstance(layer, QPrimaryCaps) else "weighted_sum"
+            if squashed in layer.products() and isinstance(layer, QPrimaryCaps | Routed):
+                kind = layer.products()[squashed].out.kind
+                if kind != "float":
+                    raise RedcaneError(f"{layer.name}.{squashed}: a squash reads float codes, not {kind} ones")
             if isinstance(layer, Routed) and layer.weighted_sum.format != layer.agreement.format:
                 raise RedcaneError(
                     f"{layer.name}: weighted_sum and agreement read the same votes and must share a format"

@@ -101,7 +101,7 @@ def _capsnet(network: CapsNet, make: LayerMaker) -> list[Layer]:
     shape, primary = network.shape, network.primary
     image = make.unit_interval("conv1.mac")
     x = make.positive("conv1.relu", "primary.mac")
-    s = make.squashed("primary")
+    s = make.squashed("primary.mac")
     u = make.coding("primary.squash", "classcaps.votes")
     conv1 = make.conv(
         "conv1.mac", network.conv1.weight, network.conv1.bias, image, x, stride=shape.conv_stride, relu=True
@@ -133,7 +133,7 @@ def _cell(cell: str, module: Cell, x: Coding, out: Coding, make: LayerMaker) -> 
     """The layers of a cell that reads a tensor of coding `x` and gives one of coding `out`."""
 
     def conv_caps(name: str, layer: ConvCaps, a: Coding, v: Coding, *reads: str) -> QConvCaps:
-        s = make.squashed(f"{cell}.{name}")
+        s = make.squashed(f"{cell}.{name}.mac")
         conv = make.conv(f"{cell}.{name}.mac", layer.weight, None, a, s, layer.stride, KERNEL // 2)
         return QConvCaps(f"{cell}.{name}", conv, layer.dim, Squash.for_scales(s.scale, v), reads)
 

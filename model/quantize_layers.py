@@ -50,9 +50,9 @@ class LayerMaker:
             joint.low, joint.high = min(joint.low, found.low), max(joint.high, found.high)
         return joint.coding(_SIGNED[self._formats[reader]] if reader else "signed")
 
-    def squashed(self, layer: str) -> Coding:
-        """The coding of what the squash of a layer reads."""
-        return self._calibration.squashed(layer)
+    def squashed(self, tensor: str) -> Coding:
+        """The coding of a tensor that a squash reads."""
+        return self._ranges[tensor].coding("float")
 
     def positive(self, tensor: str, reader: str) -> Coding:
         """The coding of a tensor without negative values."""
@@ -104,7 +104,7 @@ class LayerMaker:
         self, name: str, votes: Coding, iterations: int
     ) -> tuple[Product, Product, NDArray[np.uint16], Squash]:
         """Weighted sum, agreement, table of exponentials and squash of a layer's routing."""
-        sums = self.squashed(name)
+        sums = self.squashed(f"{name}.weighted_sum")
         v = self.coding(f"{name}.squash", f"{name}.agreement")
         # With one iteration nothing becomes of the logits: any scale will do
         logits = self.coding(f"{name}.agreement", None) if iterations > 1 else Coding("signed", 1 / 127)

@@ -14,18 +14,24 @@ from model.multipliers.product_table import Table
 Codes = NDArray[np.int16]
 Format = Literal["sign-magnitude", "affine", "twos-complement"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-Kind = Literal["unsigned", "signed", "affine"]
+Kind = Literal["unsigned", "signed", "affine", "float"]
 
-MAX_CAPSULE_DIM = 64  # keeps a squash's sum of squares below 2**20
+MAX_CAPSULE_DIM = 64  # keeps a squash's sum of squares below 2**28
 MAX_CLASSES = 64  # keeps a softmax's sum of exponentials below 2**16
-SQUASH_ENTRIES = 512
+SQUASH_ENTRIES = 400  # float_index(2**28 - 1) + 1
+FLOAT_BITS = 5  # significant ones of a `float` code
+FLOAT_LIMIT = 31 << 6  # its largest magnitude: 3 bits of exponent
 EXP_ENTRIES = 256
 EXP_ONE = 1023
 
 
 @dataclass(frozen=True)
 class Coding:
-    """How real values become 8-bit codes: value = scale * (code - zero_point)."""
+    """How real values become codes of a byte: value = scale * (code - zero_point).
+
+    A `float` code is a whole number, too: one of at most FLOAT_BITS significant bits, which a byte of sign, exponent
+    and mantissa holds.
+    """
 
     kind: Kind
     scale: float
@@ -33,31 +39,46 @@ class Coding:
 
     @property
     def lo(self) -> int:
-        return -127 if self.kind == "signed" else 0
+        return -self.hi if self.kind in ("signed", "float") else 0
 
     @property
     def hi(self) -> int:
-        return 127 if self.kind == "signed" else 255
+        return {"signed": 127, "float": FLOAT_LIMIT}.get(self.kind, 255)
 
     def encode(self, values: NDArray[np.floating]) -> Codes:
         """Real values to codes, rounded to nearest (ties up) and saturated."""
-        codes = np.floor(np.asarray(values, np.float64) / self.scale + 0.5) + self.zero_point
-        return np.clip(codes, self.lo, self.hi).astype(np.int16)
+        whole = np.floor(np.asarray(values, np.float64) / self.scale + 0.5) + self.zero_point
+        codes = np.clip(whole, self.lo, self.hi).astype(np.int16)
+        return significant(codes) if self.kind == "float" else codes
 
     def decode(self, codes: Codes) -> NDArray[np.float64]:
         """Codes to the real values that they stand for."""
         return self.scale * (codes.astype(np.float64) - self.zero_point)
 
 
+def significant(codes: Codes) -> Codes:
+    """The nearest numbers of at most FLOAT_BITS significant bits, ties away from zero; |codes| <= FLOAT_LIMIT."""
+    magnitude = np.abs(codes)
+    below = magnitude.copy()  # becomes ones from the highest bit that is set downwards
+    for shift in (1, 2, 4, 8):
+        below |= below >> shift
+    cut = below >> FLOAT_BITS
+    rounded = (magnitude + ((cut + 1) >> 1)) & ~cut
+    return np.where(codes < 0, -rounded, rounded).astype(np.int16)
+
+
 @dataclass(frozen=True)
 class Requantizer:
-    """q = clamp(((acc * multiplier + 2**(shift-1)) >> shift) + zero_point, lo, hi)."""
+    """q = clamp(((acc * multiplier + 2**(shift-1)) >> shift) + zero_point, lo, hi), of a `float` output its
+    `significant` bits.
+    """
 
     multiplier: int
     shift: int
     zero_point: int
     lo: int
     hi: int
+    floats: bool = False
 
     @classmethod
     def for_scale(cls, ratio: float, out: Coding, relu: bool = False) -> Requantizer:
@@ -75,11 +96,13 @@ class Requantizer:
             multiplier, shift = 2**15, shift - 1
         if shift > 47:  # such a ratio sends every accumulator to zero
             multiplier, shift = 2**15, 47
-        return cls(multiplier, shift, out.zero_point, max(out.lo, out.zero_point) if relu else out.lo, out.hi)
+        lo = max(out.lo, out.zero_point) if relu else out.lo
+        return cls(multiplier, shift, out.zero_point, lo, out.hi, out.kind == "float")
 
     def __call__(self, acc: NDArray[np.int64]) -> Codes:
         scaled = (acc.astype(np.int64) * self.multiplier + (1 << (self.shift - 1))) >> self.shift
-        return np.clip(scaled + self.zero_point, self.lo, self.hi).astype(np.int16)
+        codes = np.clip(scaled + self.zero_point, self.lo, self.hi).astype(np.int16)
+        return significant(codes) if self.floats else codes
 
 
 @dataclass(frozen=True)
@@ -155,16 +178,16 @@ def unit_interval(number_format: Format) -> Coding:
 
 @dataclass(frozen=True)
 class Squash:
-    """Table and constants of a squash: (q * table[index(n)] + 2**(shift-1)) >> shift, then zero point and clamp."""
+    """Table and constants of a squash: (q * table[float_index(n)] + 2**(shift-1)) >> shift, zero point and clamp."""
 
-    table: NDArray[np.uint16]  # (512,)
+    table: NDArray[np.uint16]  # (SQUASH_ENTRIES,)
     shift: int
     out: Coding
 
     @classmethod
     def for_scales(cls, s_in: float, out: Coding) -> Squash:
-        """The table of G for an input of scale `s_in` (docs/numerics.md, Squash)."""
-        low, high = squash_intervals()
+        """The table of G for `float` codes of scale `s_in` (docs/numerics.md, Squash)."""
+        low, high = float_intervals()
         norm = s_in * np.sqrt((low + high) / 2)
         gain = s_in / out.scale * norm / (1 + norm**2)
         shift = min(15, int(np.floor(np.log2(65535 / gain.max()))))
@@ -201,18 +224,21 @@ class Adder:
         return np.clip(((wide + half) >> self.shift) + self.out.zero_point, self.out.lo, self.out.hi).astype(np.int16)
 
 
-def squash_index(n: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The table index of a sum of squares 0 <= n < 2**20: n itself below 32, then 5 mantissa bits."""
+def float_index(n: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of whole numbers 0 <= n < 2**28 among those of one exponent and 4 bits of mantissa: n itself below 16.
+
+    A table of squash has an entry for each, a `float` code its first 128.
+    """
     exponent = np.floor(np.log2(np.maximum(n, 1))).astype(np.int64)
-    coarse = (exponent - 4) * 32 + ((n >> np.maximum(exponent - 5, 0)) & 31)
-    return np.where(n < 32, n, coarse)
+    coarse = (exponent - 3) * 16 + ((n >> np.maximum(exponent - 4, 0)) & 15)
+    return np.where(n < 16, n, coarse)
 
 
-def squash_intervals() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The lowest and the highest sum of squares that share each of the 512 indices."""
+def float_intervals() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The lowest and the highest number at each place of float_index."""
     index = np.arange(SQUASH_ENTRIES)
-    step = np.where(index < 32, 0, index // 32 - 1)
-    low = np.where(index < 32, index, (32 + index % 32) << step)
+    step = np.where(index < 16, 0, index // 16 - 1)
+    low = np.where(index < 16, index, (16 + index % 16) << step)
     return low.astype(np.float64), (low + (1 << step) - 1).astype(np.float64)
 
 

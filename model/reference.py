@@ -21,7 +21,7 @@ from model.qnetwork import (
     QPrimaryCaps,
     Routed,
     Squash,
-    squash_index,
+    float_index,
 )
 
 Trace = dict[str, NDArray]
@@ -63,9 +63,9 @@ def convolution(conv: QConv, table: Table, x: Codes) -> NDArray[np.int64]:
 
 
 def squash(unit: Squash, q: Codes) -> Codes:
-    """Squash of capsules (..., D) of signed codes."""
+    """Squash of capsules (..., D) of `float` codes."""
     n = (q.astype(np.int64) ** 2).sum(axis=-1, keepdims=True)
-    gain = unit.table[squash_index(n)].astype(np.int64)
+    gain = unit.table[float_index(n)].astype(np.int64)
     v = (q.astype(np.int64) * gain + (1 << (unit.shift - 1))) >> unit.shift
     return np.clip(v + unit.out.zero_point, unit.out.lo, unit.out.hi).astype(np.int16)
 

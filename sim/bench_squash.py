@@ -7,20 +7,24 @@ from typing import Any
 import cocotb
 import numpy as np
 
-from model.qnetwork import SQUASH_ENTRIES, Coding, Squash
+from hw.program import to_bytes
+from hw.squash import ENTRIES
+from model.qnetwork import SQUASH_ENTRIES, Coding, Squash, significant
 from model.reference import squash
 from sim.bench import begin, check_memory, code_bytes, fill, inputs, load_tables, report, work
+
+FLOAT = Coding("float", 1.0)
 
 
 def capsules(chance: np.random.Generator, coding: Coding, count: int, dim: int) -> np.ndarray:
     """Codes (count, dim): small, large, all zero, all at one end, or any, a capsule each."""
-    limits = chance.choice([1, 4, 30, 255], (count, 1))
+    limits = chance.choice([1, 4, 30, 255, 2000], (count, 1))
     drawn = np.clip(chance.integers(-limits, limits + 1, (count, dim)) + coding.zero_point, coding.lo, coding.hi)
     special = chance.integers(0, 8, count)
     drawn[special == 0] = coding.zero_point
     drawn[special == 1] = coding.hi
     drawn[special == 2] = coding.lo
-    return drawn.astype(np.int16)
+    return significant(drawn.astype(np.int16)) if coding == FLOAT else drawn.astype(np.int16)
 
 
 def place(chance: np.random.Generator, size: int, length: int, result: int) -> tuple[int, int]:
@@ -46,19 +50,21 @@ async def capsules_are_squashed(dut: Any) -> None:
     await begin(dut, start=0, host=0, host_write=0, host_address=0, table_write_enable=0, classify=0, in_signed=0)
     made = [Squash.for_scales(scale, Coding("signed", 1 / 127)) for scale in (0.001, 0.05)]
     made += [Squash(chance.integers(0, 65536, SQUASH_ENTRIES).astype(np.uint16), 15, Coding("signed", 1 / 127))]
-    await load_tables(dut, np.stack([made[page % len(made)].table for page in range(pages)]))
+    tables = np.zeros((pages, ENTRIES), np.uint16)
+    tables[:, :SQUASH_ENTRIES] = [made[page % len(made)].table for page in range(pages)]
+    await load_tables(dut, tables)
     cases = [(dim, 1) for dim in (1, lanes - 1, lanes, lanes + 1, 64)] + [(64, 5), (8, 30), (1, 40)]
     cases += [(int(chance.integers(1, 65)), int(chance.integers(1, 9))) for _ in range(told["jobs"])]
     for dim, count in cases:
         page, coding = int(chance.integers(pages)), random_coding(chance)
         shift = made[page % len(made)].shift if chance.random() < 0.5 else int(chance.integers(1, 16))
         unit = Squash(made[page % len(made)].table, shift, coding)
-        q = capsules(chance, Coding("signed", 1.0), count, dim)
+        q = capsules(chance, FLOAT, count, dim)
         source, destination = place(chance, size, q.size, q.size)
         if chance.random() < 0.3:
             destination = source
         memory = bytearray(chance.bytes(size))
-        memory[source : source + q.size] = code_bytes(q, True)
+        memory[source : source + q.size] = to_bytes(FLOAT, q).tobytes()
         await fill(dut, lanes, bytes(memory))
         cycles = await work(
             dut, 20_000, source=source, destination=destination, dim=dim, count=count, table=page, shift=shift,

@@ -27,7 +27,7 @@ from model.qnetwork import (
     takes_signed,
     unit_interval,
 )
-from tests.random_networks import EXACT, SIGNED, codes, requantizer, wild_table
+from tests.random_networks import EXACT, FLOAT, SIGNED, codes, requantizer, wild_table
 
 
 class _Maker:
@@ -67,7 +67,7 @@ class _Maker:
         return replace(conv, bias=np.round(-middle).astype(np.int32), mac=mac)
 
     def squash(self, out: Coding) -> Squash:
-        return Squash.for_scales(2.0 ** self.rng.uniform(-9, -3), out)
+        return Squash.for_scales(2.0 ** self.rng.uniform(-13, -3), out)
 
 
 @st.composite
@@ -93,7 +93,7 @@ def deepcaps(draw: st.DrawFn) -> QNetwork:
         def convcaps(  # type: ignore[no-untyped-def]
             name, x, form, coding, out, stride=1, reads=(), cell=cell, types=types
         ):
-            conv = make.conv(x.reshape(*x.shape[:2], -1), form, coding, SIGNED, types * dim, stride)
+            conv = make.conv(x.reshape(*x.shape[:2], -1), form, coding, FLOAT, types * dim, stride)
             layers.append(QConvCaps(f"{cell}.{name}", conv, dim, make.squash(out), reads))
             return reference_of(layers[-1], make, x)
 
@@ -112,7 +112,7 @@ def deepcaps(draw: st.DrawFn) -> QNetwork:
                     make.conv(u[:, :, 0], inner, first, vote, types * dim),
                     types,
                     dim,
-                    make.product(routing, unit_interval(routing), vote, SIGNED, types),
+                    make.product(routing, unit_interval(routing), vote, FLOAT, types),
                     make.product(routing, b, vote, SIGNED, dim / 16),
                     exp_table(2.0 ** make.rng.uniform(-8, -1)),
                     make.squash(b),
@@ -137,7 +137,7 @@ def deepcaps(draw: st.DrawFn) -> QNetwork:
             "classcaps",
             codes(make.rng, weight, (inputs, dim, classes, class_dim)),
             make.product(votes_format, shared, weight, vote, dim),
-            make.product(routing, unit_interval(routing), vote, SIGNED, inputs),
+            make.product(routing, unit_interval(routing), vote, FLOAT, inputs),
             make.product(routing, v, vote, SIGNED, class_dim / 16),
             exp_table(2.0 ** make.rng.uniform(-8, -1)),
             make.squash(v),

@@ -24,7 +24,7 @@ from model.qnetwork import (
     unit_interval,
 )
 
-UNSIGNED, SIGNED = Coding("unsigned", 1 / 255), Coding("signed", 1 / 127)
+UNSIGNED, SIGNED, FLOAT = Coding("unsigned", 1 / 255), Coding("signed", 1 / 127), Coding("float", 1 / 127)
 EXACT = np.outer(np.arange(256), np.arange(256)).astype(np.uint16)
 
 
@@ -50,7 +50,8 @@ def image_codes(rng: np.random.Generator, network: QNetwork, count: int) -> np.n
 
 def requantizer(rng: np.random.Generator, out: Coding, spread: float, relu: bool = False) -> Requantizer:
     """One that sends sums of this standard deviation to codes that use the range, some of them saturating."""
-    return Requantizer.for_scale(2.0 ** rng.uniform(-1, 1) * 60 / max(spread, 1.0), out, relu)
+    wanted = 60 * 2.0 ** rng.uniform(-1, 5 if out.kind == "float" else 1)
+    return Requantizer.for_scale(wanted / max(spread, 1.0), out, relu)
 
 
 @st.composite
@@ -97,7 +98,7 @@ def networks(draw: st.DrawFn, wide: bool = False) -> QNetwork:
     channels = draw(st.integers(3, 9) if wide else size)
     conv1, x = conv("conv1", codes(rng, input_, image), input_, between, channels, relu=True)
     types, dim = draw(size), draw(st.integers(1, 8))
-    primary, x = conv("primary", x, between, SIGNED, types * dim, relu=False)
+    primary, x = conv("primary", x, between, FLOAT, types * dim, relu=False)
     u = operand(formats["votes"])
     inputs = x.shape[0] * x.shape[1] * types
     classes = draw(st.sampled_from((1, 2) if wide else (3, 2, 5, 1)))
@@ -106,15 +107,15 @@ def networks(draw: st.DrawFn, wide: bool = False) -> QNetwork:
     routing = formats["routing"]
     layers = (
         QConvLayer("conv1", conv1),
-        QPrimaryCaps("primary", primary, dim, Squash.for_scales(2.0 ** rng.uniform(-9, -3), u)),
+        QPrimaryCaps("primary", primary, dim, Squash.for_scales(2.0 ** rng.uniform(-13, -3), u)),
         QClassCaps(
             "classcaps",
             codes(rng, weight, (inputs, dim, classes, class_dim)),
             product(formats["votes"], u, weight, vote, dim),
-            product(routing, coupling, vote, SIGNED, inputs),
+            product(routing, coupling, vote, FLOAT, inputs),
             product(routing, v, vote, SIGNED, class_dim / 16),  # as if of few terms: logits that saturate
             exp_table(2.0 ** rng.uniform(-8, -1)),
-            Squash.for_scales(2.0 ** rng.uniform(-9, -3), v),
+            Squash.for_scales(2.0 ** rng.uniform(-13, -3), v),
             draw(st.sampled_from((3, 2, 1))),
         ),
     )

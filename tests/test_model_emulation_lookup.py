@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from random_networks import EXACT, SIGNED, UNSIGNED, codes, wild_table
+from random_networks import EXACT, FLOAT, SIGNED, UNSIGNED, codes, wild_table
 
 from model import reference
 from model.emulation import Emulator, lookup
@@ -26,6 +26,7 @@ from model.emulation.terms import term_table
 from model.errors import RedcaneError
 from model.multipliers.library import load_library
 from model.qnetwork import (
+    FLOAT_LIMIT,
     Coding,
     Product,
     QClassCaps,
@@ -35,6 +36,7 @@ from model.qnetwork import (
     Requantizer,
     Squash,
     exp_table,
+    significant,
 )
 from model.quantize import quantize
 
@@ -119,9 +121,9 @@ def test_squash(s_in: float, dim: int, zero: int, threads: int, seed: int) -> No
     rng = np.random.default_rng(seed)
     out = Coding("affine", 1 / 127, zero) if zero else SIGNED
     unit = Squash.for_scales(s_in, out)
-    q = codes(rng, SIGNED, (3, 7, dim))
+    q = significant(codes(rng, FLOAT, (3, 7, dim)) >> rng.integers(0, 8, (3, 7, 1)))
     q[0] = rng.integers(-5, 6, q[0].shape) * (rng.random(q[0].shape) < 0.2)  # short ones
-    q[1, :4] = np.array([-127, 127, 0, 1])[:, None]
+    q[1, :4] = np.array([-FLOAT_LIMIT, FLOAT_LIMIT, 0, 1])[:, None]
     wanted = reference.squash(unit, q)
     np.testing.assert_array_equal(lookup.squash(unit, q, threads), wanted)
     np.testing.assert_array_equal(GatherSums({}).squash(unit, torch.from_numpy(q)).numpy(), wanted)
@@ -216,13 +218,19 @@ def test_class_capsules(
 @settings(max_examples=50, deadline=None)
 def test_requantisation(level: str, seed: int, multiplier: int, shift: int, zero: int, threads: int) -> None:
     rng = np.random.default_rng(seed)
-    unit = Requantizer(multiplier, shift, zero, *((-127, 127) if seed % 2 else (zero, 255)))
+    floats = Requantizer(multiplier, shift, 0, -FLOAT_LIMIT, FLOAT_LIMIT, floats=True)
+    unit = (Requantizer(multiplier, shift, zero, zero, 255), Requantizer(multiplier, shift, zero, -127, 127), floats)[
+        seed % 3
+    ]
     sums = rng.integers(-(2**31), 2**31, (3, 41)) >> rng.integers(0, 31, (3, 41))
     sums[0, :2] = -(2**31), 2**31 - 1
-    ties = (((2 * rng.integers(-300, 300, 41) + 1) << shift) // (2 * multiplier)) + rng.integers(-1, 2, 41)
+    most = 2100 if unit.floats else 300
+    ties = (((2 * rng.integers(-most, most, 41) + 1) << shift) // (2 * multiplier)) + rng.integers(-1, 2, 41)
     sums[1] = np.clip(ties, -(2**31), 2**31 - 1)  # where the rounded code changes
     found = lookup.requantize(unit, sums.astype(np.int32), level, threads)
     np.testing.assert_array_equal(found, unit(sums))
+    by_torch = GatherSums({}).requantize(unit, torch.from_numpy(sums).int())
+    np.testing.assert_array_equal(by_torch.numpy(), found)
 
 
 def network() -> QNetwork:

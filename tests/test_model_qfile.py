@@ -71,7 +71,7 @@ def put(*path: str | int, value: Any) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put("schema", value=2), "schema"),
+        (put("schema", value=1), "schema"),
         (put("schema", value=None), "schema"),
         (put("extra", value=1), "extra"),
         (put("layers", value=[]), "layers"),
@@ -95,6 +95,12 @@ def put(*path: str | int, value: Any) -> Callable[[Any], None]:
         (put("layers", 1, "squash", "shift", value=0), "shift"),
         (put("layers", 2, "votes", "out", "scale", value=0.5), "neighbours"),
         (put("layers", 2, "iterations", value=0), "iterations"),
+        (put("input", "kind", value="float"), "float codes"),
+        (put("layers", 0, "mac", "b", "kind", value="float"), "float codes"),
+        (put("layers", 1, "mac", "out", "kind", value="signed"), "float codes"),
+        (put("layers", 1, "mac", "requantizer", "floats", value=False), "limits"),
+        (put("layers", 2, "agreement", "out", "kind", value="float"), "float codes"),
+        (put("layers", 2, "weighted_sum", "requantizer", "hi", value=127), "limits"),
         (put("layers", 2, value=None), "last layer"),
         (put("layers", 1, value=None), "behind primary"),
         (put("layers", 0, "name", value="../x"), "name"),

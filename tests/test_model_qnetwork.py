@@ -15,15 +15,19 @@ from random_networks import EXACT, networks
 from model.errors import RedcaneError
 from model.multipliers.product_table import exact_table
 from model.qnetwork import (
+    FLOAT_LIMIT,
+    MAX_CAPSULE_DIM,
+    SQUASH_ENTRIES,
     Coding,
     QConvLayer,
     QNetwork,
     Requantizer,
     Squash,
     exp_table,
+    float_index,
+    float_intervals,
     port_values,
-    squash_index,
-    squash_intervals,
+    significant,
     terms,
 )
 
@@ -62,25 +66,51 @@ def test_requantizer_out_of_range(ratio: float) -> None:
         Requantizer.for_scale(ratio, Coding("signed", 1.0))
 
 
-def test_squash_index_for_every_sum_of_squares() -> None:
-    n = np.arange(2**20)
+def test_the_place_of_sums_of_squares_among_floats() -> None:
+    ends = 2 ** np.arange(4, 29)[:, None] + np.arange(-40, 40)
+    n = np.unique(np.concatenate([np.arange(2**16), ends.reshape(-1), np.arange(2**16, 2**28, 9973)]))
+    n = n[(n >= 0) & (n < 2**28)]
     e = np.array([int(v).bit_length() - 1 for v in n])
-    wanted = np.where(n < 32, n, (e - 4) * 32 + ((n >> np.maximum(e - 5, 0)) & 31))
-    found = squash_index(n)
+    wanted = np.where(n < 16, n, (e - 3) * 16 + ((n >> np.maximum(e - 4, 0)) & 15))
+    found = float_index(n)
     np.testing.assert_array_equal(found, wanted)
-    assert found.max() == 511 and (np.diff(found) >= 0).all()
-    low, high = squash_intervals()
+    assert found.max() == SQUASH_ENTRIES - 1 and (np.diff(found) >= 0).all()
+    low, high = float_intervals()
     assert ((low[found] <= n) & (n <= high[found])).all()
+    assert MAX_CAPSULE_DIM * FLOAT_LIMIT**2 < 2**28
+
+
+def test_float_codes_are_the_nearest_of_five_significant_bits() -> None:
+    every = np.arange(-FLOAT_LIMIT, FLOAT_LIMIT + 1).astype(np.int16)
+    held = [v for v in range(FLOAT_LIMIT + 1) if v == (v >> (s := max(0, v.bit_length() - 5))) << s]
+    assert len(held) == 128, "a byte of sign and magnitude"
+    grid = np.array([-v for v in held[:0:-1]] + held)
+    nearest = np.abs(every[:, None].astype(int) - grid).min(axis=1)
+    found = significant(every)
+    assert np.isin(found, grid).all()
+    np.testing.assert_array_equal(np.abs(every.astype(int) - found), nearest)
+    np.testing.assert_array_equal(found, -found[::-1])  # ties away from zero: 33 lies between 32 and 34
+    assert significant(np.array([33, -33, 63, 1952, 1951], np.int16)).tolist() == [34, -34, 64, 1984, 1920]
+    np.testing.assert_array_equal(float_index(np.array(held)), np.arange(128))
+    np.testing.assert_array_equal(float_intervals()[0][:128], held)
+
+
+def test_a_float_coding_covers_small_and_large_values() -> None:
+    coding = Coding("float", 0.5)
+    values = np.array([0.0, 0.2, 0.3, -7.6, 16.4, 500.0, 991.9, -5000.0])
+    assert coding.encode(values).tolist() == [0, 0, 1, -15, 34, 992, 1984, -1984]
+    np.testing.assert_array_equal(coding.decode(coding.encode(values))[:4], [0, 0, 0.5, -7.5])
 
 
 @given(st.floats(2.0**-10, 0.2), st.integers(1, 64), st.integers(0, 2**32 - 1))
 @settings(max_examples=50)
 def test_squash_is_close_to_the_real_one(s_in: float, dim: int, seed: int) -> None:
-    """5 mantissa bits of |s|^2: the factor is within 1/64 of the real one; rounding v adds half a code."""
+    """4 mantissa bits of |s|^2: the factor is within 1/64 of the real one; rounding v adds half a code."""
     from model.reference import squash
 
     out = Coding("signed", 1 / 127)
-    q = np.random.default_rng(seed).integers(-127, 128, (20, dim)).astype(np.int16)
+    rng = np.random.default_rng(seed)
+    q = significant(rng.integers(-FLOAT_LIMIT, FLOAT_LIMIT + 1, (20, dim)).astype(np.int16) >> rng.integers(0, 8))
     x = s_in * q
     norm = np.sqrt((x**2).sum(axis=1, keepdims=True))
     unit = Squash.for_scales(s_in, out)

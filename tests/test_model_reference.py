@@ -30,13 +30,17 @@ def term(p: Product, table: np.ndarray, a: int, b: int) -> int:
 
 def requantize(p: Product, acc: int) -> int:
     r = p.requantizer
-    return min(max(((acc * r.multiplier + 2 ** (r.shift - 1)) >> r.shift) + r.zero_point, r.lo), r.hi)
+    q = min(max(((acc * r.multiplier + 2 ** (r.shift - 1)) >> r.shift) + r.zero_point, r.lo), r.hi)
+    if p.out.kind != "float":
+        return q
+    step = 2 ** max(0, abs(q).bit_length() - 5)
+    return (abs(q) + step // 2) // step * step * (-1 if q < 0 else 1)
 
 
 def squash(unit: Squash, q: list[int]) -> list[int]:
     n = sum(x * x for x in q)
     e = n.bit_length() - 1
-    gain = int(unit.table[n if n < 32 else (e - 4) * 32 + ((n >> (e - 5)) & 31)])
+    gain = int(unit.table[n if n < 16 else (e - 3) * 16 + ((n >> (e - 4)) & 15)])
     out = unit.out
     return [min(max(((x * gain + 2 ** (unit.shift - 1)) >> unit.shift) + out.zero_point, out.lo), out.hi) for x in q]
 

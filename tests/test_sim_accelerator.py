@@ -112,7 +112,7 @@ def test_routing_alone(tmp_path: Path, format: Format) -> None:
         "classcaps",
         codes(rng, operand, (inputs, dim_in, classes, dim)),
         product(operand, operand, operand, "wild", dim_in),
-        product(coupling, operand, signed, "exact", inputs),
+        product(coupling, operand, Coding("float", 1 / 127), "exact", inputs),
         product(operand, operand, signed, "wilder", dim),
         exp_table(0.05),
         Squash.for_scales(0.01, operand),

@@ -34,7 +34,7 @@ from sim.system import Memory, beats_of, simulate_runs
 from sim.verify import Mismatch, add_layers, layer_results
 from sim.waves import record
 from tests import fuzz
-from tests.random_networks import SIGNED, UNSIGNED, codes, requantizer
+from tests.random_networks import FLOAT, SIGNED, UNSIGNED, codes, requantizer
 from tests.test_sim_accelerator import TABLES
 from tests.test_sim_deepcaps import BUILD
 
@@ -64,12 +64,12 @@ def wide_network() -> QNetwork:
     layers = (
         QConvLayer("conv1", conv((16, 3, 3, 4), UNSIGNED, UNSIGNED, 1)),
         QConvLayer("conv2", conv((12, 3, 3, 16), UNSIGNED, UNSIGNED, 2)),
-        QPrimaryCaps("primary", conv((8, 3, 3, 12), UNSIGNED, SIGNED, 2), 4, Squash.for_scales(0.01, SIGNED)),
+        QPrimaryCaps("primary", conv((8, 3, 3, 12), UNSIGNED, FLOAT, 2), 4, Squash.for_scales(0.01, SIGNED)),
         QClassCaps(
             "classcaps",
             codes(rng, SIGNED, (72, 4, 2, 4)),
             product(SIGNED, SIGNED, SIGNED, 4),
-            product(UNSIGNED, SIGNED, SIGNED, 72),
+            product(UNSIGNED, SIGNED, FLOAT, 72),
             product(SIGNED, SIGNED, SIGNED, 4),
             exp_table(0.05),
             Squash.for_scales(0.01, SIGNED),

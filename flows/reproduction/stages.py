@@ -110,7 +110,7 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
             ),
             outputs=(RESULT,),
             make=_collect,
-            version=5,
+            version=6,
             settings=lambda run: {**sections("quantize", "assign", "finetune"), **data, **library},
             require=lambda run: need_yosys(),
         ),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.qnetwork import QClassCaps, QConv, Requantizer, Routed, Squash, squash_intervals
+from model.qnetwork import FLOAT_BITS, QClassCaps, QConv, Requantizer, Routed, Squash, float_intervals
 
 SUMMED_AT_ONCE = 2**18  # accumulators that a gather works on together: 1 MiB stays in a core's cache
 
@@ -54,16 +54,28 @@ class GatherSums:
     def requantize(self, unit: Requantizer, accumulators: Tensor) -> Tensor:
         """int32 accumulators -> int16 codes of the same shape."""
         scaled = (accumulators.long() * unit.multiplier + (1 << (unit.shift - 1))) >> unit.shift
-        return (scaled + unit.zero_point).clamp(unit.lo, unit.hi).short()
+        codes = (scaled + unit.zero_point).clamp(unit.lo, unit.hi).short()
+        return significant(codes) if unit.floats else codes
 
     def squash(self, unit: Squash, codes: Tensor) -> Tensor:
-        """Signed codes (..., D) -> codes of the squashed capsules."""
+        """`float` codes (..., D) -> codes of the squashed capsules."""
         return squash(unit, codes)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Torch as it is."""
         yield
+
+
+def significant(codes: Tensor) -> Tensor:
+    """model.qunits.significant of int16 codes."""
+    magnitude = codes.abs()
+    below = magnitude
+    for shift in (1, 2, 4, 8):
+        below = below | below >> shift
+    cut = below >> FLOAT_BITS
+    rounded = (magnitude + ((cut + 1) >> 1)) & ~cut
+    return torch.where(codes < 0, -rounded, rounded)
 
 
 def gather(terms: Tensor, index: Tensor) -> Tensor:
@@ -114,8 +126,8 @@ def capsule_votes(layer: QClassCaps, terms: Tensor, u: Tensor) -> Tensor:
 
 
 def squash(unit: Squash, q: Tensor) -> Tensor:
-    """Signed codes (..., D) -> codes of the squashed capsules, by the table of docs/numerics.md."""
-    lowest = torch.from_numpy(squash_intervals()[0]).to(q.device).int()  # the first sum of squares of every index
+    """`float` codes (..., D) -> codes of the squashed capsules, by the table of docs/numerics.md."""
+    lowest = torch.from_numpy(float_intervals()[0]).to(q.device).int()  # the first sum of squares of every index
     table = torch.from_numpy(unit.table.astype(np.int64)).to(q.device)
     q = q.long()
     n = (q * q).sum(dim=-1, keepdim=True).int()

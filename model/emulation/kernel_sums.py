@@ -123,7 +123,7 @@ class KernelSums:
         return torch.from_numpy(requantize(unit, accumulators.numpy(), self._level, self._threads))
 
     def squash(self, unit: Squash, codes: Tensor) -> Tensor:
-        """Signed codes (..., D) -> codes of the squashed capsules."""
+        """`float` codes (..., D) -> codes of the squashed capsules."""
         return torch.from_numpy(squash(unit, codes.numpy(), self._threads))
 
     @contextmanager

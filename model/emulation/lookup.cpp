@@ -247,8 +247,8 @@ void redcane_squash(const int16_t *codes, int16_t *out, int64_t count, int64_t d
             const int16_t *q = codes + i * dim;
             uint32_t n = 0;
             for (int64_t d = 0; d < dim; d++) n += uint32_t(q[d] * q[d]);
-            const int32_t exponent = n < 32 ? 0 : 31 - __builtin_clz(n);
-            const int32_t gain = table[n < 32 ? n : uint32_t(exponent - 4) * 32 + (n >> (exponent - 5) & 31)];
+            const int32_t exponent = n < 16 ? 0 : 31 - __builtin_clz(n);
+            const int32_t gain = table[n < 16 ? n : uint32_t(exponent - 3) * 16 + (n >> (exponent - 4) & 15)];
             for (int64_t d = 0; d < dim; d++) {
                 const int64_t code = ((q[d] * gain + half) >> shift) + zero_point;
                 out[i * dim + d] = int16_t(std::min(high, std::max(low, code)));

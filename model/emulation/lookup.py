@@ -37,7 +37,7 @@ class _Plan(ctypes.Structure):
 
 
 class _Requantizer(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("multiplier", "shift", "zero_point", "low", "high"))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("multiplier", "shift", "zero_point", "low", "high", "floats"))
 
 
 class _Job(ctypes.Structure):
@@ -175,11 +175,11 @@ def requantize(unit: Requantizer, sums: NDArray[np.int32], level: str, threads: 
 
 
 def _requantizer(unit: Requantizer) -> _Requantizer:
-    return _Requantizer(unit.multiplier, unit.shift, unit.zero_point, unit.lo, unit.hi)
+    return _Requantizer(unit.multiplier, unit.shift, unit.zero_point, unit.lo, unit.hi, unit.floats)
 
 
 def squash(unit: Squash, codes: NDArray[np.int16], threads: int) -> NDArray[np.int16]:
-    """Signed codes (..., D) -> codes of the squashed capsules (docs/numerics.md, Squash)."""
+    """`float` codes (..., D) -> codes of the squashed capsules (docs/numerics.md, Squash)."""
     codes = np.ascontiguousarray(codes)
     dim, out = codes.shape[-1], np.empty_like(codes)
     constants = map(ctypes.c_int64, (unit.shift, unit.out.zero_point, unit.out.lo, unit.out.hi))

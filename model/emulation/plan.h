@@ -31,6 +31,7 @@ struct Plan {
 
 struct Requantizer {
     int64_t multiplier, shift, zero_point, low, high;
+    int64_t floats;  // whether codes have five significant bits
 };
 
 // Of each group: `rows` sums over `terms` for each of `lanes`. A row of a is `segments` runs of terms / segments bytes.
