@@ -77,10 +77,11 @@ def float_byte(m: Module, doubled: Value) -> Value:
     return Cat((float_index(m, magnitude) + tie)[:7], code < 0)
 
 
-def float_magnitude(m: Module, byte: Value) -> Value:
-    """The magnitude of a `float`'s byte."""
+def float_parts(byte: Value) -> tuple[Value, Value]:
+    """The magnitude in a `float`'s byte: an integer of five bits, and the power of two (0 ... 6) that it is times."""
     exponent, mantissa = byte[4:7], byte[:4]
-    return wire(m, Mux(exponent == 0, mantissa, Cat(mantissa, C(1, 1)) << (exponent - 1).as_unsigned()[:3])[:11])
+    small = exponent == 0
+    return Cat(mantissa, ~small), Mux(small, 0, (exponent - 1).as_unsigned()[:3])
 
 
 class Requantizer(wiring.Component):

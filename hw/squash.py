@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -10,9 +10,10 @@ from amaranth.utils import ceil_log2
 from hw.array import tree
 from hw.memory import Bank
 from hw.parameters import Parameters
-from hw.requantizer import HALVES, byte_of, float_index, float_magnitude, halves, wire
+from hw.requantizer import HALVES, byte_of, float_index, float_parts, halves, wire
 
 ENTRIES = 512  # of a page; the contract has fewer
+MOST_POWER = 6  # of two, in a float
 DEPTH = 4  # cycles from an address on the read port to its result
 
 
@@ -152,19 +153,24 @@ class SquashUnit(wiring.Component):
         for lane in range(self.lanes):
             byte = self.read_data[lane]
             centred = wire(m, byte - self.in_zero_point)
-            magnitude, negative = Signal(11, name=f"magnitude_{lane}"), Signal(name=f"negative_{lane}")
+            # A magnitude is an integer of 8 bits times a power of two, which is left to the shifts behind the product.
+            magnitude, negative = Signal(8, name=f"magnitude_{lane}"), Signal(name=f"negative_{lane}")
+            power, later = Signal(3, name=f"power_{lane}"), Signal(3, name=f"later_{lane}")
+            mantissa, exponent = float_parts(byte)
             compared = Mux(self.in_signed, byte[:7], Mux(centred < 0, -centred, centred))
-            m.d.sync += magnitude.eq(Mux(self.classify, compared, float_magnitude(m, byte)))
+            m.d.sync += magnitude.eq(Mux(self.classify, compared, mantissa))
+            m.d.sync += [power.eq(Mux(self.classify, 0, exponent)), later.eq(power)]
             m.d.sync += negative.eq(byte[7])  # of squares nobody asks
 
             product = wire(m, magnitude * Mux(tags[2].scale, gain, magnitude))
-            scaled, square = Signal(signed(28), name=f"scaled_{lane}"), Signal(22, name=f"square_{lane}")
+            scaled, square = Signal(signed(25), name=f"scaled_{lane}"), Signal(22, name=f"square_{lane}")
             m.d.sync += scaled.eq(Mux(negative, -product, product))
-            m.d.sync += square.eq(Mux(tags[2].mask[lane], product, 0))
+            m.d.sync += square.eq(Mux(tags[2].mask[lane], product[:16] << Cat(C(0, 1), power), 0))
             squares.append(square)
 
             doubled = Signal(HALVES, name=f"doubled_{lane}")
-            m.d.sync += doubled.eq(halves(m, scaled, self.shift))
+            down = wire(m, (self.shift + MOST_POWER - later).as_unsigned()[:5])
+            m.d.sync += doubled.eq(halves(m, scaled << MOST_POWER, down))
             m.d.comb += self.write_data[lane].eq(
                 byte_of(m, doubled, self.zero_point, self.lo, self.hi, self.signed_out)
             )
