@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hw.isa import Target
 from hw.parameters import Parameters
 from hw.program import Packet, Region
+from hw.squash import ENTRIES
 from model.qnetwork import Coding
 
 
@@ -137,7 +138,7 @@ class Layout:
         """What fills the memories before the first image, the program apart."""
         return [
             Packet(Target.BIAS, 0, np.array(self._biases, np.int32).reshape(-1).view(np.uint32)),
-            *(Packet(Target.SQUASH_TABLE, 512 * i, t.astype(np.uint32)) for i, t in enumerate(self._squash_tables)),
+            *(Packet(Target.SQUASH_TABLE, ENTRIES * i, t.astype(np.uint32)) for i, t in enumerate(self._squash_tables)),
             *(Packet(Target.EXP_TABLE, 256 * i, t.astype(np.uint32)) for i, t in enumerate(self._exp_tables)),
         ]
 

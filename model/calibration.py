@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.errors import RedcaneError
 from model.network import Network
-from model.qunits import FLOAT_LIMIT, Codes, Coding, Kind
+from model.qunits import Codes, Coding, Kind
 from model.rounding import rounded_kernel
 
 BATCH = 64  # calibration images at a time
@@ -45,10 +45,9 @@ class Range:
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         if low == high or (kind == "unsigned" and high == 0):
             raise RedcaneError(f"{self.name}: nothing but zeros, which give no scale; the network is dead, train again")
-        if kind == "signed" or kind == "float":
-            return Coding(kind, max(-low, high) / (FLOAT_LIMIT if kind == "float" else 127))
-        if kind == "unsigned":
-            return Coding(kind, high / 255)
+        if kind != "affine":
+            most = high if kind == "unsigned" else max(-low, high)
+            return Coding(kind, most / Coding(kind, 1.0).hi)
         scale = (high - low) / 255
         return Coding(kind, scale, math.floor(-low / scale + 0.5))
 

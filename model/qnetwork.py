@@ -284,11 +284,11 @@ class QNetwork:
                         f"{layer.name}.{name}: {terms(layer, name)} products of {product.component} can overflow the "
                         "32-bit accumulator; split the sum or choose a multiplier with smaller products"
                     )
-            squashed = "mac" if isinstance(layer, QPrimaryCaps) else "weighted_sum"
-            if squashed in layer.products() and isinstance(layer, QPrimaryCaps | Routed):
-                kind = layer.products()[squashed].out.kind
+            if isinstance(layer, QPrimaryCaps | Routed):
+                name = "mac" if isinstance(layer, QPrimaryCaps) else "weighted_sum"
+                kind = layer.products()[name].out.kind
                 if kind != "float":
-                    raise RedcaneError(f"{layer.name}.{squashed}: a squash reads float codes, not {kind} ones")
+                    raise RedcaneError(f"{layer.name}.{name}: a squash reads float codes, not {kind} ones")
             if isinstance(layer, Routed) and layer.weighted_sum.format != layer.agreement.format:
                 raise RedcaneError(
                     f"{layer.name}: weighted_sum and agreement read the same votes and must share a format"
