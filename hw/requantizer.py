@@ -31,7 +31,8 @@ def halves(m: Module, product: Value, shift: Value) -> Value:
 
     Rounding is left to `byte_of` and `float_byte`: floor((p + 2**(s-1)) / 2**s) = floor((floor(p / 2**(s-1)) + 1) / 2)
     for every p, which spares an adder as wide as the product. The clamp loses nothing: it leaves a value of
-    -2048 ... 2048 after the rounding, and outside of that no zero point (0 ... 255) brings it back into the range of a code (-1984 ... 1984).
+    -2048 ... 2048 after the rounding, and outside of that no zero point (0 ... 255) brings it back into the range of a
+    code (-1984 ... 1984).
     """
     return saturate(m, product >> (shift - 1).as_unsigned()[: len(shift)], -4096, 4095)
 
