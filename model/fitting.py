@@ -4,27 +4,35 @@ Over the operands that a term of a sum meets, a multiplier's products with the c
 slope that is not the code and an offset that is not zero. Both are known, so they need not be lost accuracy:
 
 1. A *gain* that all slopes have in common goes into the requantiser, which multiplies by a constant anyway.
-2. *Weights* get the codes whose slopes are what the sums want, each one's error made up for by those that are rounded
-   after it (model/rounding.py); for an exact multiplier the slopes are the codes.
-3. *Offsets* go into the bias, where the accelerator adds one.
+2. *Weights* get the codes that leave the sums the least error, by their slopes and by the noise about their lines; what
+   a slope errs by is made up for by the weights that are rounded after it (model/rounding.py). For an exact multiplier
+   slopes are the codes, without noise.
+3. *Noise* of many terms goes together, since what they read does: a convolution's sums are computed with the codes that
+   were found, and the part of their error that follows what each channel holds is taken out of the weights, which are
+   rounded anew.
+4. *Offsets* go into the bias, where the accelerator adds one.
 
-What is left is the noise about the lines. Nothing is trained, and neither formats nor scales nor the hardware change.
+Nothing is trained, and neither formats nor scales nor the hardware change.
 That weights are to suit the multiplier is from Mrazek et al., "ALWANN", ICCAD 2019, Sec. III-C: there each gets the
 code of the least mean error by itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
 from model.calibration import Calibration
+from model.emulation import convolved
 from model.emulation.terms import term_table
 from model.errors import RedcaneError
+from model.lines import Reals, Terms, common_gain
 from model.multipliers.product_table import Table, exact_table, is_signed
 from model.network import Network, parameters_of
 from model.qnetwork import (
@@ -39,14 +47,12 @@ from model.qnetwork import (
     Routed,
     convolution_of,
 )
-from model.rounding import carried, channel_groups, compensated, second_moments, windows
+from model.rounding import DAMPING, carried, channel_groups, compensated, windows
 
-SHARED = 0.01
-"""How much the operands of all terms together count in one term's lines: what few windows tell is not trusted."""
+CORRECTIONS = 2
+"""How often what is wrong with the sums is taken out of the weights."""
 LEAST_GAIN = 0.05
 """A multiplier that leaves less than this of the products is not made up for."""
-
-Reals = NDArray[np.float64]
 
 
 class Fitting:
@@ -55,7 +61,7 @@ class Fitting:
     def __init__(self, network: Network, calibration: Calibration) -> None:
         """`calibration` is that of the network, by which it is quantised too."""
         self._parameters, self._calibration = parameters_of(network), calibration
-        self._read: dict[tuple[str, Coding], list[_Terms]] = {}
+        self._read: dict[tuple[str, Coding, Coding], _Reads] = {}
         self._known: dict[tuple[str, Product], QConv | QClassCaps | float] = {}
 
     def __call__(self, quantized: QNetwork) -> QNetwork:
@@ -99,52 +105,55 @@ class Fitting:
     def _convolution(self, layer: Layer, conv: QConv, table: Table) -> QConv:
         """A convolution fitted to this product table."""
         name, _ = convolution_of(layer)
-        key, product = f"{layer.name}.{name}", conv.mac
+        product = conv.mac
         kernel = self._parameters[f"{layer.name}.weight"] / product.b.scale
         kernel = kernel.reshape(len(conv.weights), *kernel.shape[-3:])  # of the 3D layer's capsules, their channels
-        offsets = not isinstance(layer, QConvCaps3D)  # which has no bias
-        groups = channel_groups(kernel.shape)
-        if not groups:
+        if not channel_groups(kernel.shape):
             return conv
-        parts = [kernel[:, channels].reshape(len(kernel), -1) for channels in groups]
-        terms = self._terms(key, conv, offsets)
-        lines = [of.lines(product, table, offsets) for of in terms]
-        gain = _common_gain(parts, lines, product.b)
+        offsets = not isinstance(layer, QConvCaps3D)  # which has no bias
+        reads = self._reads(f"{layer.name}.{name}", conv, kernel, offsets)
+        lines = [terms.lines(product, table, offsets) for terms in reads.terms]
+        gain = common_gain(reads.weights, lines, product.b)
         if not gain > LEAST_GAIN:
             return conv
+
+        def rounded(wanted: list[Reals]) -> list[Codes]:
+            return [compensated(part, of, terms.upper)
+                    for part, of, terms in zip(wanted, lines, reads.terms, strict=True)]  # fmt: skip
+
+        wanted = [gain * part for part in reads.weights]
+        chosen = rounded(wanted)
+        for _ in range(CORRECTIONS):
+            more = reads.explained(reads.errors(product, table, chosen, gain))
+            wanted = [part - of for part, of in zip(wanted, more, strict=True)]
+            chosen = rounded(wanted)
         codes, beside = np.empty(kernel.shape, np.int16), np.zeros(len(kernel))
-        for channels, part, of, line in zip(groups, parts, terms, lines, strict=True):
-            wanted = gain * part
-            chosen = compensated(wanted, line, of.upper)
-            codes[:, channels] = chosen.reshape(codes[:, channels].shape)
-            if offsets:
-                beside += line.means(chosen).sum(axis=1) - wanted @ of.means
+        for channels, part, line in zip(reads.groups, chosen, lines, strict=True):
+            codes[:, channels] = part.reshape(codes[:, channels].shape)
+            beside += line.means(part).sum(axis=1)
+        beside -= sum(gain * part @ terms.means for part, terms in zip(reads.weights, reads.terms, strict=True))
         mac = product.divided(gain)
         real = self._parameters.get(f"{layer.name}.bias", np.zeros(len(kernel)))
-        bias = np.floor(real / mac.accumulator_scale - beside * product.unit + 0.5)
+        bias = np.floor(real / mac.accumulator_scale - beside * product.unit * offsets + 0.5)
         if not (np.abs(bias) < 2**31).all():
             return conv
         return replace(conv, weights=codes.transpose(0, 2, 3, 1).copy(), bias=bias.astype(np.int32), mac=mac)
 
-    def _terms(self, key: str, conv: QConv, offsets: bool) -> list[_Terms]:
-        """What the terms of each group of a convolution's channels read."""
-        a = conv.mac.a
-        if (key, a) not in self._read:
-            read, (out, height, width, channels) = self._calibration.read(key, a), conv.weights.shape
-            self._read[key, a] = [
-                _Terms.of_windows(read[:, group], (height, width), conv.stride, conv.padding, a, offsets)
-                for group in channel_groups((out, channels, height, width))
-            ]
-        return self._read[key, a]
+    def _reads(self, key: str, conv: QConv, kernel: Reals, offsets: bool) -> _Reads:
+        """What a convolution reads with the codings that it has, whose weights in units of codes are `kernel`."""
+        place = (key, conv.mac.a, conv.mac.b)
+        if place not in self._read:
+            self._read[place] = _Reads(self._calibration.read(key, conv.mac.a), kernel, conv, offsets)
+        return self._read[place]
 
     def _votes(self, layer: QClassCaps, table: Table) -> QClassCaps:
         """Class capsules whose votes are fitted to this product table. They have no bias."""
         product = layer.votes
         matrices = self._parameters[f"{layer.name}.weight"] / product.b.scale  # (I, D, J, E)
         read = self._calibration.read(f"{layer.name}.votes", product.a)  # (N, I, D)
-        line = _Terms.together(read, product.a).lines(product, table, offsets=False)
+        line = Terms.together(read, product.a).lines(product, table, offsets=False)
         weights = matrices.reshape(*matrices.shape[:2], -1).transpose(0, 2, 1)  # (I, J * E, D)
-        gain = _common_gain([weights.reshape(-1, weights.shape[2])], [line], product.b)
+        gain = common_gain([weights.reshape(-1, weights.shape[2])], [line], product.b)
         if not gain > LEAST_GAIN:
             return layer
         codes = np.empty(weights.shape, np.int16)
@@ -180,95 +189,64 @@ class Fitting:
         return both / (power * product.unit) if power else 0.0
 
 
-@dataclass(frozen=True)
-class _Lines:
-    """The lines of a multiplier: slope and mean product, in units of codes, of each term (K) and code (W); the grid of
-    slopes on which weights are rounded.
+class _Reads:
+    """What a convolution with weights (O, C, Kh, Kw), in units of codes, reads in N windows: groups of its channels,
+    with the terms and the weights (O, K) of each.
     """
 
-    slopes: Reals  # (K, W), or (1, W) for all terms
-    products: Reals  # likewise
-    spread: Reals  # (K,): of what is read, by which an error of a slope counts
-    lowest: int  # of the codes
-
-    def nearest(self, term: int, weights: Reals) -> tuple[Codes, Reals]:
-        """See model.rounding.Grid; of codes of one slope, the smallest in magnitude."""
-        slopes = self.slopes[min(term, len(self.slopes) - 1)]
-        order = np.lexsort((np.abs(np.arange(len(slopes)) + self.lowest), slopes))
-        order = order[np.concatenate([[True], np.diff(slopes[order]) > 0])]
-        found = slopes[order]
-        at = np.searchsorted((found[1:] + found[:-1]) / 2, weights, side="right")
-        return (order[at] + self.lowest).astype(np.int16), found[at]
-
-    def means(self, codes: Codes) -> Reals:
-        """The mean products (O, K) with weights of these codes (O, K)."""
-        return self.products[np.arange(codes.shape[1]), codes - self.lowest]
-
-
-class _Terms:
-    """What K terms of a sum read, in N windows: values are codes less the zero point."""
-
-    def __init__(self, counts: NDArray[np.int64], a: Coding, upper: Reals | None = None) -> None:
-        """`counts` (K, V) tells how often each value is read, from the lowest code's; `upper` is that of
-        model.rounding.compensated.
+    def __init__(self, values: Codes, kernel: Reals, conv: QConv, offsets: bool) -> None:
+        """`values` (N, C, H, W) are codes less the zero point; with `offsets` what all windows have in common makes no
+        error.
         """
-        self._counts, self.upper = counts, upper
-        self._values = np.arange(a.lo, a.hi + 1, dtype=np.float64) - a.zero_point
-        self.means: Reals = counts @ self._values / counts.sum(axis=1)
+        self._values, self._size, self._conv, self._offsets = values, kernel.shape[2:], conv, offsets
+        self.groups = channel_groups(kernel.shape)
+        self.weights = [kernel[:, channels].reshape(len(kernel), -1) for channels in self.groups]
+        self.terms = [Terms.of_windows(self._windows(channels), conv.mac.a, offsets) for channels in self.groups]
 
-    @classmethod
-    def of_windows(
-        cls, read: Codes, kernel: tuple[int, ...], stride: int, padding: int, a: Coding, offsets: bool
-    ) -> _Terms:
-        """Of the windows of a kernel on maps (N, C, H, W); with `offsets` what they have in common makes no error."""
-        lowest, count = a.lo - a.zero_point, a.hi - a.lo + 1
-        terms = read.shape[1] * kernel[0] * kernel[1]
-        counts = np.zeros(terms * count, np.int64)
+    def _windows(self, channels: slice) -> Iterator[Tensor]:
+        return windows(self._values[:, channels], self._size, self._conv.stride, self._conv.padding)
 
-        def counted() -> Iterator[Tensor]:
-            for some in windows(read, kernel, stride, padding):
-                places = some.numpy().astype(np.int64) - lowest + np.arange(terms) * count
-                counts[:] += np.bincount(places.reshape(-1), minlength=terms * count)
-                yield some
+    @cached_property
+    def _sums(self) -> Reals:
+        """What the float network would sum (N, O), but for its bias."""
+        return sum(
+            np.concatenate([some.numpy() @ part.T.astype(np.float32) for some in self._windows(channels)])
+            for channels, part in zip(self.groups, self.weights, strict=True)
+        )  # type: ignore[return-value]  # there is a group
 
-        moments = second_moments(counted())
-        found = cls(counts.reshape(terms, count), a)
-        found.upper = carried(moments - np.outer(found.means, found.means) if offsets else moments)
-        return found
+    @cached_property
+    def _channels(self) -> Reals:
+        """What each channel holds in all its terms together (N, C)."""
+        apart = (-1, math.prod(self._size))
+        each = [[some.unflatten(1, apart).sum(dim=2) for some in self._windows(group)] for group in self.groups]
+        return self._apart(torch.cat([torch.cat(parts) for parts in each], dim=1).numpy())
 
-    @classmethod
-    def together(cls, read: Codes, a: Coding) -> _Terms:
-        """Of terms that all read these codes, less the zero point."""
-        values = read.reshape(-1).astype(np.int64) - (a.lo - a.zero_point)
-        return cls(np.bincount(values, minlength=a.hi - a.lo + 1)[None], a)
+    def _apart(self, of: Reals) -> Reals:
+        """Without what all windows have in common, where that makes no error."""
+        return of - of.mean(axis=0) if self._offsets else of
 
-    def lines(self, product: Product, table: Table, offsets: bool) -> _Lines:
-        """The lines of a multiplier in a product; without `offsets`, through zero."""
-        a, b = product.a, product.b
-        codes = np.arange(b.lo, b.hi + 1)
-        terms = term_table(product, table)[np.ix_(np.arange(a.lo, a.hi + 1) & 255, codes & 255)] / product.unit
-        own, every = self._counts / self._counts.sum(axis=1, keepdims=True), self._counts.sum(axis=0)
-        shares = (own + SHARED * every / every.sum()) / (1 + SHARED)  # how often each value is read (K, V)
-        both, spread = (shares * self._values) @ terms, shares @ self._values**2
-        if offsets:
-            first = shares @ self._values
-            both, spread = both - first[:, None] * (shares @ terms), spread - first**2
-        slopes = both / np.where(spread > 0, spread, np.inf)[:, None]
-        return _Lines(slopes, own @ terms, spread, b.lo)
+    def errors(self, product: Product, table: Table, chosen: list[Codes], gain: float) -> Reals:
+        """What is wrong with the sums (N, O), in units of codes, of a multiplier with these codes (O, K) of each group
+        for the weights times a gain.
+        """
+        found = -gain * self._sums
+        for channels, codes in zip(self.groups, chosen, strict=True):
+            kernel = codes.reshape(len(codes), -1, *self._size).transpose(0, 2, 3, 1)
+            conv = QConv(np.ascontiguousarray(kernel), np.zeros(len(codes), np.int32), 1, product)
+            read = torch.cat(list(self._windows(channels))).numpy().astype(np.int16) + np.int16(product.a.zero_point)
+            maps = read.reshape(len(read), -1, *self._size).transpose(0, 2, 3, 1)
+            found += convolved(conv, table, np.ascontiguousarray(maps))[:, 0, 0] / product.unit
+        return self._apart(found)
 
-
-def _common_gain(weights: list[Reals], lines: list[_Lines], b: Coding) -> float:
-    """What slopes have in common: by what they multiply weights (O, K), in units of codes, in the sense of least
-    squares.
-    """
-    both = power = 0.0
-    for part, of in zip(weights, lines, strict=True):
-        values = np.clip(np.floor(part + 0.5).astype(np.int64), b.lo - b.zero_point, b.hi - b.zero_point)
-        terms = np.minimum(np.arange(part.shape[1]), len(of.slopes) - 1)
-        slopes = of.slopes[terms, values + b.zero_point - of.lowest]
-        both += float((of.spread[terms] * values * slopes).sum())
-        power += float((of.spread[terms] * values * values).sum())
-    return both / power if power else 0.0
+    def explained(self, errors: Reals) -> list[Reals]:
+        """The weights (O, K) of each group, the same for all terms of a channel, whose sums come nearest to errors
+        (N, O) in the sense of least squares.
+        """
+        held = self._channels.astype(np.float64)
+        moments = held.T @ held
+        damping = DAMPING * moments.diagonal().mean() or 1.0
+        weights = np.linalg.solve(moments + damping * np.eye(len(moments)), held.T @ errors).T  # (O, C)
+        return [np.repeat(weights[:, channels], math.prod(self._size), axis=1) for channels in self.groups]
 
 
 def _is_exact(table: Table) -> bool:

@@ -12,6 +12,7 @@ are summed. The codes' scales come from the float network and differ in the seve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -32,8 +33,11 @@ _COLUMNS = 64  # rounded before the terms behind them are corrected
 class Grid(Protocol):
     """What the codes of weights stand for, in a sum's terms each its own."""
 
-    def nearest(self, term: int, weights: NDArray[np.float64]) -> tuple[Codes, NDArray[np.float64]]:
-        """The codes (O,) that stand for the values nearest to weights (O,) of a term, and these values."""
+    def best(self, term: int, weights: NDArray[np.float64], left: float) -> tuple[Codes, NDArray[np.float64]]:
+        """The codes (O,) that serve best for weights (O,) of a term, and the values that they stand for.
+
+        An error of 1 leaves `left` of the sums' squared error, when the terms after it have made up for what they can.
+        """
         ...
 
 
@@ -43,8 +47,8 @@ class EvenGrid:
     def __init__(self, coding: Coding) -> None:
         self._coding = coding
 
-    def nearest(self, term: int, weights: NDArray[np.float64]) -> tuple[Codes, NDArray[np.float64]]:
-        """Ties go up."""
+    def best(self, term: int, weights: NDArray[np.float64], left: float) -> tuple[Codes, NDArray[np.float64]]:
+        """The nearest; ties go up."""
         codes = self._coding.encode(weights)
         return codes, self._coding.decode(codes)
 
@@ -79,9 +83,13 @@ def windows(values: NDArray[np.integer], kernel: tuple[int, ...], stride: int, p
     maps = torch.from_numpy(values.astype(np.float32))
     positions = torch.nn.functional.unfold(maps[:1, :1], kernel, padding=padding, stride=stride).shape[2]
     every = max(1, len(maps) * positions // WINDOWS)
+    while math.gcd(every, positions) > 1:  # else they would all be at the same few places
+        every += 1
+    first = 0
     for some in maps.split(max(1, 4 * WINDOWS // positions)):
         found = torch.nn.functional.unfold(some, kernel, padding=padding, stride=stride)  # (N, K, P)
-        yield found.transpose(1, 2).flatten(0, 1)[::every]
+        yield found.transpose(1, 2).flatten(0, 1)[first::every]
+        first = (first - len(some) * positions) % every
 
 
 def second_moments(read: Iterable[Tensor]) -> NDArray[np.float64]:
@@ -107,13 +115,13 @@ def carried(moments: NDArray[np.float64]) -> NDArray[np.float64] | None:
 def compensated(weights: NDArray[np.float64], grid: Grid, upper: NDArray[np.float64] | None) -> Codes:
     """The codes of weights (O, K) of a grid, where errors are `carried` to the terms after them by `upper` (K, K)."""
     if upper is None:
-        return np.stack([grid.nearest(k, column)[0] for k, column in enumerate(weights.T)], axis=1)
+        return np.stack([grid.best(k, column, 1.0)[0] for k, column in enumerate(weights.T)], axis=1)
     left, codes = weights.copy(), np.empty(weights.shape, np.int16)
     for start in range(0, weights.shape[1], _COLUMNS):
         behind = min(start + _COLUMNS, weights.shape[1])
         errors = np.empty((len(weights), behind - start))
         for k in range(start, behind):
-            codes[:, k], rounded = grid.nearest(k, left[:, k])
+            codes[:, k], rounded = grid.best(k, left[:, k], 1 / upper[k, k] ** 2)
             errors[:, k - start] = (left[:, k] - rounded) / upper[k, k]
             left[:, k + 1 : behind] -= np.outer(errors[:, k - start], upper[k, k + 1 : behind])
         left[:, behind:] -= errors @ upper[start:behind, behind:]

@@ -17,12 +17,14 @@ from model.datasets import Dataset, load
 from model.deepcaps import DeepCapsShape
 from model.emulation import Emulator
 from model.emulation.terms import term_table
-from model.fitting import Fitting, _Terms
+from model.fitting import CORRECTIONS, Fitting, _Reads
+from model.lines import Terms
 from model.multipliers.product_table import Table, exact_table
 from model.network import Network
-from model.qnetwork import Coding, Format, Product, QAdd, QClassCaps, QConvCaps3D, QNetwork, Requantizer, Routed
+from model.qnetwork import Coding, Format, Product, QAdd, QClassCaps, QConv, QConvCaps3D, QNetwork, Requantizer, Routed
 from model.quantize import image_codes, quantize
 from model.recipe import TrainingRecipe
+from model.rounding import compensated
 from model.training import initial, train
 
 SHAPE = CapsNetShape(
@@ -102,7 +104,7 @@ def test_lines_are_those_of_a_regression(data: st.DataObject) -> None:
     out = Coding("signed", 1.0)
     product = Product(form, a, b, out, Requantizer.for_scale(1.0, out), "random", align)
     codes = rng.integers(a.lo, a.hi + 1, 50)  # what one term reads
-    terms = _Terms.together((codes - a.zero_point).astype(np.int16), a)
+    terms = Terms.together((codes - a.zero_point).astype(np.int16), a)
     unit = 2.0 ** (align * (1 + (a.kind == "signed"))) if form == "sign-magnitude" else 1.0
     for offsets in (True, False):
         lines = terms.lines(product, table, offsets)
@@ -110,26 +112,31 @@ def test_lines_are_those_of_a_regression(data: st.DataObject) -> None:
         for code in rng.integers(b.lo, b.hi + 1, 5):
             y = term_table(product, table)[codes & 255, code & 255] / unit
             x = np.stack([codes - a.zero_point, np.ones(50)], axis=1)[:, : 1 + offsets]
-            wanted = np.linalg.lstsq(x, y, rcond=None)[0][0]
-            np.testing.assert_allclose(lines.slopes[0, code - b.lo], wanted, rtol=1e-6, atol=1e-6)
+            line = np.linalg.lstsq(x, y, rcond=None)[0]
+            np.testing.assert_allclose(lines.slopes[0, code - b.lo], line[0], rtol=1e-6, atol=1e-6)
             assert lines.means(np.array([[code]]))[0, 0] == pytest.approx(y.mean())
+            noise = ((y - x @ line) ** 2).mean()
+            assert lines.noise[0, code - b.lo] == pytest.approx(noise, rel=1e-6, abs=1e-6 * (y @ y))
 
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_weights_get_the_code_of_the_nearest_slope(data: st.DataObject) -> None:
+def test_weights_get_the_code_that_leaves_the_least_error(data: st.DataObject) -> None:
+    """Of slope and noise together; without noise, that of the nearest slope."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     slopes = rng.choice(np.arange(-6, 7) / 2, (1, 255))  # many alike
+    noise = data.draw(st.sampled_from([0.0, 0.5, 3.0])) * rng.choice([0, 0.5, 1], (1, 255))
+    left = data.draw(st.sampled_from([0.25, 1.0, 8.0]))
     out = Coding("signed", 1.0)
     product = Product("sign-magnitude", out, out, out, Requantizer.for_scale(1.0, out), "it")
-    lines = replace(_Terms.together(np.ones(3, np.int16), out).lines(product, exact_table(False), False), slopes=slopes)
+    plain = Terms.together(np.ones(3, np.int16), out).lines(product, exact_table(False), False)
     wanted = rng.choice(np.arange(-16, 17) / 4, 20)
-    codes, found = lines.nearest(7, wanted)
+    codes, found = replace(plain, slopes=slopes, noise=noise).best(7, wanted, left)
     np.testing.assert_array_equal(found, slopes[0, codes + 127])
-    away = np.abs(slopes[0][None] - wanted[:, None])
-    np.testing.assert_array_equal(np.abs(found - wanted), away.min(axis=1))
-    for code, slope in zip(codes, found, strict=True):
-        assert abs(code) == np.abs(np.flatnonzero(slopes[0] == slope) - 127).min(), "the smallest of equals"
+    error = (slopes[0][None] - wanted[:, None]) ** 2 * left + noise
+    np.testing.assert_array_equal(error[np.arange(20), codes + 127], error.min(axis=1))
+    for code, errors in zip(codes, error, strict=True):
+        assert abs(code) == np.abs(np.flatnonzero(errors == errors.min()) - 127).min(), "the smallest of equals"
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -177,15 +184,43 @@ def test_less_is_lost(form: Format, network: Network, calibration: Calibration, 
             np.testing.assert_array_equal(found[0].reshape(-1), codes.reshape(-1), boundary)
 
 
+def test_noise_that_goes_together_is_taken_out() -> None:
+    """Of channels that are dark or bright as a whole, and a multiplier that leaves out small products: a line through
+    what one term reads is wrong in all terms of a bright channel alike.
+    """
+    rng = np.random.default_rng(6)
+    a, b = Coding("unsigned", 1.0), Coding("signed", 1.0)
+    out = Coding("signed", 1.0)
+    product = Product("sign-magnitude", a, b, out, Requantizer.for_scale(1.0, out), "it")
+    table = exact_table(False)
+    table = np.where(table < 4000, 0, table).astype(np.uint16)
+    kernel = rng.choice([-1, 1], (8, 32, 1, 1)) * rng.uniform(0, 40, (8, 32, 5, 5))
+    conv = QConv(np.zeros((8, 5, 5, 32), np.int16), np.zeros(8, np.int32), 1, product)
+
+    def reads() -> _Reads:
+        bright = rng.integers(0, 2, (400, 32, 1, 1))
+        return _Reads((bright * rng.integers(1, 256, (400, 32, 6, 6))).astype(np.int16), kernel, conv, True)
+
+    known, unseen = reads(), reads()
+    lines = [terms.lines(product, table, True) for terms in known.terms]
+    wanted, left = known.weights, []
+    for _ in range(1 + CORRECTIONS):
+        chosen = [compensated(*of, t.upper) for *of, t in zip(wanted, lines, known.terms, strict=True)]
+        left.append(np.sqrt((unseen.errors(product, table, chosen, 1.0) ** 2).mean()))
+        more = known.explained(known.errors(product, table, chosen, 1.0))
+        wanted = [part - of for part, of in zip(wanted, more, strict=True)]
+    assert left[-1] < 0.8 * left[0], left
+
+
 def test_layers_are_fitted_by_themselves(network: Network, calibration: Calibration) -> None:
     """So that what was found for one serves every assignment that has it; the others stay exact."""
     exact, table = quantize(network, calibration), falling_short(3)
     keys = [key for key, _, _ in exact.products()]
     tables = {**exact.tables, "it": table}
-    fitting = Fitting(network, calibration)
-    whole = fitting(everywhere(exact, table))
+    fit = Fitting(network, calibration)
+    whole = fit(everywhere(exact, table))
     for key in keys:
-        alone = fitting(exact.with_components({k: "it" if k == key else "exact" for k in keys}, tables))
+        alone = fit(exact.with_components({k: "it" if k == key else "exact" for k in keys}, tables))
         products = {k: p for k, p, _ in alone.products()}
         assert products[key] == {k: p for k, p, _ in whole.products()}[key]
         for place, layer in enumerate(exact.layers):

@@ -53,6 +53,17 @@ def test_moments_of_many_windows_are_exact_on_any_number_of_threads() -> None:
     assert np.abs(found[0] / (rows.T @ rows / len(rows)) - 1).max() < 0.02
 
 
+@pytest.mark.parametrize(("images", "side"), [(700, 10), (2048, 28), (164, 34)])
+def test_windows_of_every_place_are_looked_at(images: int, side: int) -> None:
+    """Alike often, however the places of an image and the windows that are left out divide each other."""
+    places = np.arange((side - 2) ** 2).reshape(1, 1, side - 2, side - 2) % 251
+    maps = np.repeat(places.astype(np.int16), images, axis=0)
+    seen = torch.cat(list(windows(maps, (1, 1), 1, 0))).numpy()
+    assert WINDOWS / 2 < len(seen) <= WINDOWS * 1.01
+    share = np.bincount(seen.astype(np.int64).reshape(-1), minlength=251) / len(seen)
+    np.testing.assert_allclose(share, np.bincount(places.reshape(-1), minlength=251) / places.size, atol=0.002)
+
+
 @pytest.mark.parametrize("coding", [SIGNED, AFFINE])
 def test_sums_of_what_goes_together_have_far_less_error(coding: Coding) -> None:
     rng = np.random.default_rng(1)

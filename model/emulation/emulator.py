@@ -23,13 +23,16 @@ from model.emulation.factor_sums import FactorSums
 from model.emulation.kernel_sums import KernelSums
 from model.emulation.terms import term_table
 from model.errors import RedcaneError
+from model.multipliers.product_table import Table
 from model.qnetwork import (
     Adder,
     Layer,
     QAdd,
     QClassCaps,
+    QConv,
     QConvCaps,
     QConvCaps3D,
+    QConvLayer,
     QNetwork,
     QPrimaryCaps,
     Requantizer,
@@ -42,6 +45,33 @@ DEVICE_MEMORY = 8 * 2**30  # the same on a GPU, which needs more at once to be b
 
 Observer = Callable[[str, int, Tensor], None]
 """Called with an operation's key, the routing iteration (from 1, else 0), and its accumulators (N, ...)."""
+
+
+def convolved(conv: QConv, table: Table, maps: NDArray[np.int16]) -> NDArray[np.int32]:
+    """Accumulators (N, H', W', Cout) of a convolution by itself on maps of codes (N, H, W, Cin), modulo 2^32."""
+    device = _device(None)
+    alone = QNetwork(maps.shape[1:], conv.mac.a, (QConvLayer("", conv),), {conv.mac.component: table})
+    sums = _engine(alone, device, MEMORY, None)
+    with sums.prepared():
+        return sums.convolution(".mac", conv, torch.from_numpy(maps).to(device)).cpu().numpy()
+
+
+def _device(asked: str | torch.device | None) -> torch.device:
+    if asked is None:
+        asked = lookup.GPU if os.environ.get(lookup.ENGINE) == lookup.GPU else "cpu"
+    device = torch.device(asked)
+    if device.type == lookup.GPU and not torch.cuda.is_available():
+        raise RedcaneError(f"emulation: {lookup.GPU} is asked for (by {lookup.ENGINE}?), but torch finds no GPU")
+    return device
+
+
+def _engine(network: QNetwork, device: torch.device, memory: int, engine: str | None) -> KernelSums | FactorSums:
+    """What sums the products of a network on a device."""
+    terms = {key: term_table(product, network.tables[product.component]) for key, product, _ in network.products()}
+    level = lookup.choose(engine) if device.type == "cpu" else None
+    if level is not None:
+        return KernelSums(network, terms, level)
+    return FactorSums(network, terms, device, memory)
 
 
 class Emulator:
@@ -60,20 +90,11 @@ class Emulator:
         engine: str | None = None,
     ) -> None:
         network.check()
-        if device is None:
-            device = lookup.GPU if os.environ.get(lookup.ENGINE) == lookup.GPU else "cpu"
-        self.network, self.device = network, torch.device(device)
-        if self.device.type == lookup.GPU and not torch.cuda.is_available():
-            raise RedcaneError(f"emulation: {lookup.GPU} is asked for (by {lookup.ENGINE}?), but torch finds no GPU")
+        self.network, self.device = network, _device(device)
         if memory is None:
             memory = MEMORY if self.device.type == "cpu" else device_memory(self.device)
         self.tile = max(1, memory // image_bytes(network))
-        terms = {key: term_table(product, network.tables[product.component]) for key, product, _ in network.products()}
-        level = lookup.choose(engine) if self.device.type == "cpu" else None
-        if level is not None:
-            self._sums: KernelSums | FactorSums = KernelSums(network, terms, level)
-        else:
-            self._sums = FactorSums(network, terms, self.device, memory)
+        self._sums = _engine(network, self.device, memory, engine)
 
     def run(self, images: NDArray[np.int16] | Tensor, observe: Observer | None = None) -> dict[str, Tensor]:
         """Every boundary of docs/numerics.md for image codes (N, H, W, C): int16 (N, ...), "class" int64 (N,).
