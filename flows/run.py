@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from model.datasets import Dataset, Split
     from model.fitting import Fitting
     from model.multipliers.library import Library
+    from model.multipliers.product_table import Table
     from model.network import Network
     from model.published import About
     from model.qnetwork import Format, QNetwork
@@ -125,6 +126,10 @@ class Run:
         Where there is nothing to fit, as with exact multipliers, it is the same.
         """
         return self._fitting(network) if self.config.quantize.fit_multipliers else network
+
+    def noise_left(self, network: QNetwork, key: str, table: Table) -> float | None:
+        """The noise that a multiplier leaves of an operation's sums once they are fitted to it; None where none are."""
+        return self._fitting.noise(network, key, table) if self.config.quantize.fit_multipliers else None
 
     def captures(self, network: QNetwork) -> dict[str, Capture]:
         """What the multipliers of a quantised network see on training images, by operation."""

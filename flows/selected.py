@@ -68,6 +68,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         settings.measurements,
         tell,
         elsewhere,
+        run.noise_left,
     )
 
 

@@ -7,7 +7,8 @@ nothing that counts. Exact emulation of thousands of images takes seconds, so wh
 1. *Everywhere*: the cheapest component with which the budget holds if every operation has it, by bisection.
 2. *Alone*: for every operation, the largest first, the cheapest component with which the budget holds if everything
    else is exact: by bisection over the components that no cheaper one beats in noise. Noise here is what is left of a
-   sum's error when a common gain is taken out. What the others would lose is taken to grow with the square of it.
+   sum's error when its constants are fitted (model/fitting.py), or where nothing is fitted, when a common gain is taken
+   out. What the others would lose is taken to grow with the square of it.
 3. *Together*: the cheapest assignments, with at most so many kinds, for prices that grow on the points they would lose;
    by bisection the first with which the budget holds.
 4. *Step by step*: from there, assignments that differ in one operation or two and cost less, the most promising first,
@@ -47,6 +48,10 @@ PRICES = tuple(step * 10.0**exponent for exponent in range(-4, 5) for step in (1
 Figures = Mapping[str, Mapping[str, float]]
 """Of every option (model/placement.py) in every operation (by "layer.operation")."""
 Assignment = dict[str, str]
+Left = Callable[[QNetwork, str, Table], float | None]
+"""The noise that a multiplier leaves of an operation's sums when they are fitted to it, in any unit of the operation;
+None where nothing is fitted.
+"""
 Judge = Callable[[str, Assignment], Loss]
 """Measures an assignment, for a reason in words."""
 
@@ -62,10 +67,12 @@ def explore(
     most: int = 80,
     progress: Callable[[str], None] = lambda sentence: None,
     elsewhere: Elsewhere | None = None,
+    left: Left = lambda network, key, table: None,
 ) -> Selection:
     """What `most` measurements find below a selection that the noise admits; the arguments are those of `select`.
 
     With `elsewhere`, each operation may have its magnitudes at either place; `measurements` has to know that network.
+    `left` is of the way in which `measurements` fits what it measures.
 
     `confidence` is that of keeping the budget, less what the 8-bit network with exact multipliers loses already. Of a
     selection with a warning nothing is explored. Raises RedcaneError for a confidence that is not from 0.5 to below 1.
@@ -77,10 +84,10 @@ def explore(
     allowed = selection.budget_points - already
     if selection.warning or most < 1:
         return selection
-    spent, noise = _options(selection, exact, network, captures, components, selection.costs)
+    spent, noise = _options(selection, exact, network, captures, components, selection.costs, left)
     if elsewhere:
         others = _options(selection, exact, elsewhere.network, elsewhere.captures, components,
-                          elsewhere.costs.by_operation)  # fmt: skip
+                          elsewhere.costs.by_operation, left)  # fmt: skip
         for key, product, _ in elsewhere.network.products():
             if product.format == "sign-magnitude":  # others have one place
                 for known, found in zip((spent, noise), others, strict=True):
@@ -127,11 +134,17 @@ def _options(
     captures: Mapping[str, Capture],
     components: Mapping[str, Table],
     costs: Figures,
+    left: Left,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """What the components that fit the operations of a network cost there, and their noise."""
+    rounding = {key: left(network, key, components[name]) for key, name in exact.items()}
 
     def noise(key: str, name: str) -> float:
-        captured = captures.get(key)
+        captured, least = captures.get(key), rounding[key]
+        if least is not None and name != exact[key]:
+            found = left(network, key, components[name])
+            assert found is not None, f"{key} is fitted to some multipliers only"
+            return math.sqrt(max(found**2 - least**2, 0.0))
         return captured.noise(components[exact[key]], components[name]) if captured and name != exact[key] else 0.0
 
     able = {key: [name for name in found if name == exact[key] or fits(network, key, name, components[name])]

@@ -51,6 +51,8 @@ from model.rounding import DAMPING, carried, channel_groups, compensated, window
 
 CORRECTIONS = 2
 """How often what is wrong with the sums is taken out of the weights."""
+SAMPLED = 256
+"""Terms by which multipliers are compared, and an eighth of the votes."""
 LEAST_GAIN = 0.05
 """A multiplier that leaves less than this of the products is not made up for."""
 
@@ -62,6 +64,7 @@ class Fitting:
         """`calibration` is that of the network, by which it is quantised too."""
         self._parameters, self._calibration = parameters_of(network), calibration
         self._read: dict[tuple[str, Coding, Coding], _Reads] = {}
+        self._read_by_votes: dict[tuple[str, Coding], Terms] = {}
         self._known: dict[tuple[str, Product], QConv | QClassCaps | float] = {}
 
     def __call__(self, quantized: QNetwork) -> QNetwork:
@@ -76,6 +79,38 @@ class Fitting:
         except RedcaneError:
             return quantized
         return fitted
+
+    def noise(self, quantized: QNetwork, key: str, table: Table) -> float | None:
+        """The noise that a multiplier leaves of the sums of an operation ("layer.operation") that is fitted to it, in
+        units of codes; None of an operation without weights.
+
+        It is taken from the lines of some terms, as if their noise were independent: one multiplier is compared with
+        another by it.
+        """
+        (layer,) = (layer for layer in quantized.layers if key.startswith(f"{layer.name}."))
+        operation = key.removeprefix(f"{layer.name}.")
+        if isinstance(layer, QClassCaps):
+            if operation != "votes":
+                return None
+            product, weights = layer.votes, self._matrices(layer)
+            lines = self._of_votes(layer).lines(product, table, offsets=False)
+            some = np.random.default_rng(0).integers(0, weights.shape[:2], (8 * SAMPLED, 2)).T
+            parts, left = weights[some[0], some[1]], np.repeat(lines.spread, weights.shape[2])
+        else:
+            name, conv = convolution_of(layer)
+            reads = self._reads(layer) if conv is not None and name == operation else None
+            if conv is None or reads is None:
+                return None
+            product, middle = conv.mac, len(reads.groups) // 2
+            terms, parts = reads.terms[middle], reads.weights[middle]
+            lines = terms.lines(product, table, reads.offsets)
+            left = lines.spread if terms.upper is None else 1 / terms.upper.diagonal() ** 2
+        gain = common_gain([parts], [lines], product.b)
+        if not gain > LEAST_GAIN:
+            return float(np.sqrt((parts**2).mean(axis=0) @ np.broadcast_to(lines.spread, left.shape)))
+        chosen = range(0, len(left), -(-len(left) // SAMPLED))
+        found = sum(lines.least(k, gain * parts[:, k], left[k]) for k in chosen) / len(chosen)
+        return math.sqrt(found * len(left)) / gain
 
     def _layer(self, layer: Layer, tables: Mapping[str, Table]) -> Layer:
         products = {name: p for name, p in layer.products().items() if not _is_exact(tables[p.component])}
@@ -104,14 +139,10 @@ class Fitting:
 
     def _convolution(self, layer: Layer, conv: QConv, table: Table) -> QConv:
         """A convolution fitted to this product table."""
-        name, _ = convolution_of(layer)
-        product = conv.mac
-        kernel = self._parameters[f"{layer.name}.weight"] / product.b.scale
-        kernel = kernel.reshape(len(conv.weights), *kernel.shape[-3:])  # of the 3D layer's capsules, their channels
-        if not channel_groups(kernel.shape):
+        reads, product = self._reads(layer), conv.mac
+        if reads is None:
             return conv
-        offsets = not isinstance(layer, QConvCaps3D)  # which has no bias
-        reads = self._reads(f"{layer.name}.{name}", conv, kernel, offsets)
+        offsets = reads.offsets
         lines = [terms.lines(product, table, offsets) for terms in reads.terms]
         gain = common_gain(reads.weights, lines, product.b)
         if not gain > LEAST_GAIN:
@@ -127,39 +158,59 @@ class Fitting:
             more = reads.explained(reads.errors(product, table, chosen, gain))
             wanted = [part - of for part, of in zip(wanted, more, strict=True)]
             chosen = rounded(wanted)
-        codes, beside = np.empty(kernel.shape, np.int16), np.zeros(len(kernel))
+        out, height, width, channels_in = conv.weights.shape
+        codes, beside = np.empty((out, channels_in, height, width), np.int16), np.zeros(out)
         for channels, part, line in zip(reads.groups, chosen, lines, strict=True):
             codes[:, channels] = part.reshape(codes[:, channels].shape)
             beside += line.means(part).sum(axis=1)
         beside -= sum(gain * part @ terms.means for part, terms in zip(reads.weights, reads.terms, strict=True))
         mac = product.divided(gain)
-        real = self._parameters.get(f"{layer.name}.bias", np.zeros(len(kernel)))
+        real = self._parameters.get(f"{layer.name}.bias", np.zeros(out))
         bias = np.floor(real / mac.accumulator_scale - beside * product.unit * offsets + 0.5)
         if not (np.abs(bias) < 2**31).all():
             return conv
         return replace(conv, weights=codes.transpose(0, 2, 3, 1).copy(), bias=bias.astype(np.int32), mac=mac)
 
-    def _reads(self, key: str, conv: QConv, kernel: Reals, offsets: bool) -> _Reads:
-        """What a convolution reads with the codings that it has, whose weights in units of codes are `kernel`."""
-        place = (key, conv.mac.a, conv.mac.b)
+    def _reads(self, layer: Layer) -> _Reads | None:
+        """What the convolution in a layer reads with the codings that it has; None of kernels that are too large."""
+        name, conv = convolution_of(layer)
+        assert conv is not None, f"{layer.name} has no convolution"
+        key, mac = f"{layer.name}.{name}", conv.mac
+        kernel = self._parameters[f"{layer.name}.weight"] / mac.b.scale
+        kernel = kernel.reshape(len(conv.weights), *kernel.shape[-3:])  # of the 3D layer's capsules, their channels
+        if not channel_groups(kernel.shape):
+            return None
+        place = (key, mac.a, mac.b)
         if place not in self._read:
-            self._read[place] = _Reads(self._calibration.read(key, conv.mac.a), kernel, conv, offsets)
+            offsets = not isinstance(layer, QConvCaps3D)  # which has no bias
+            self._read[place] = _Reads(self._calibration.read(key, mac.a), kernel, conv, offsets)
         return self._read[place]
+
+    def _matrices(self, layer: QClassCaps) -> Reals:
+        """The weights (I, J * E, D) of class capsules, in units of codes."""
+        matrices = self._parameters[f"{layer.name}.weight"] / layer.votes.b.scale  # (I, D, J, E)
+        return matrices.reshape(*matrices.shape[:2], -1).transpose(0, 2, 1)
+
+    def _of_votes(self, layer: QClassCaps) -> Terms:
+        """What the votes' terms read, all of them together."""
+        place = (f"{layer.name}.votes", layer.votes.a)
+        if place not in self._read_by_votes:
+            self._read_by_votes[place] = Terms.together(self._calibration.read(*place), layer.votes.a)
+        return self._read_by_votes[place]
 
     def _votes(self, layer: QClassCaps, table: Table) -> QClassCaps:
         """Class capsules whose votes are fitted to this product table. They have no bias."""
         product = layer.votes
-        matrices = self._parameters[f"{layer.name}.weight"] / product.b.scale  # (I, D, J, E)
         read = self._calibration.read(f"{layer.name}.votes", product.a)  # (N, I, D)
-        line = Terms.together(read, product.a).lines(product, table, offsets=False)
-        weights = matrices.reshape(*matrices.shape[:2], -1).transpose(0, 2, 1)  # (I, J * E, D)
+        line = self._of_votes(layer).lines(product, table, offsets=False)
+        weights = self._matrices(layer)
         gain = common_gain([weights.reshape(-1, weights.shape[2])], [line], product.b)
         if not gain > LEAST_GAIN:
             return layer
         codes = np.empty(weights.shape, np.int16)
         for capsule, values in enumerate(read.transpose(1, 0, 2).astype(np.float64)):  # (N, D)
             codes[capsule] = compensated(gain * weights[capsule], line, carried(values.T @ values / len(values)))
-        fitted = codes.transpose(0, 2, 1).reshape(matrices.shape).copy()
+        fitted = codes.transpose(0, 2, 1).reshape(layer.weights.shape).copy()
         return replace(layer, weights=fitted, votes=product.divided(gain))
 
     def _routed(self, layer: Routed, name: str, product: Product, tables: Mapping[str, Table]) -> Routed:
@@ -198,7 +249,7 @@ class _Reads:
         """`values` (N, C, H, W) are codes less the zero point; with `offsets` what all windows have in common makes no
         error.
         """
-        self._values, self._size, self._conv, self._offsets = values, kernel.shape[2:], conv, offsets
+        self._values, self._size, self._conv, self.offsets = values, kernel.shape[2:], conv, offsets
         self.groups = channel_groups(kernel.shape)
         self.weights = [kernel[:, channels].reshape(len(kernel), -1) for channels in self.groups]
         self.terms = [Terms.of_windows(self._windows(channels), conv.mac.a, offsets) for channels in self.groups]
@@ -223,7 +274,7 @@ class _Reads:
 
     def _apart(self, of: Reals) -> Reals:
         """Without what all windows have in common, where that makes no error."""
-        return of - of.mean(axis=0) if self._offsets else of
+        return of - of.mean(axis=0) if self.offsets else of
 
     def errors(self, product: Product, table: Table, chosen: list[Codes], gain: float) -> Reals:
         """What is wrong with the sums (N, O), in units of codes, of a multiplier with these codes (O, K) of each group

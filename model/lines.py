@@ -39,11 +39,19 @@ class Lines:
         """See model.rounding.Grid. Those whose slope's error and noise leave least of the sums' squared error; of
         equals, the smallest in magnitude.
         """
-        row = min(term, len(self.slopes) - 1)
         order = np.argsort(np.abs(np.arange(self.slopes.shape[1]) + self.lowest), kind="stable")
-        slopes, noise = self.slopes[row, order], self.noise[row, order]
-        chosen = ((weights[:, None] - slopes) ** 2 * left + noise).argmin(axis=1)
-        return (order[chosen] + self.lowest).astype(np.int16), slopes[chosen]
+        chosen = order[self._errors(term, weights, left)[:, order].argmin(axis=1)]
+        return (chosen + self.lowest).astype(np.int16), self.slopes[min(term, len(self.slopes) - 1), chosen]
+
+    def least(self, term: int, weights: Reals, left: float) -> float:
+        """The mean over weights (O,) of what the best codes leave of the sums' squared error."""
+        return float(self._errors(term, weights, left).min(axis=1).mean())
+
+    def _errors(self, term: int, weights: Reals, left: float) -> Reals:
+        """What every code (W) leaves of the sums' squared error for weights (O,): (O, W)."""
+        row = min(term, len(self.slopes) - 1)
+        found: Reals = (weights[:, None] - self.slopes[row]) ** 2 * left + self.noise[row]
+        return found
 
     def means(self, codes: Codes) -> Reals:
         """The mean products (O, K) with weights of these codes (O, K)."""
