@@ -212,6 +212,41 @@ def test_noise_that_goes_together_is_taken_out() -> None:
     assert left[-1] < 0.8 * left[0], left
 
 
+@pytest.mark.parametrize("align", [0, 1])
+def test_the_noise_that_is_left_is_foretold(
+    align: int, network: Network, calibration: Calibration, digits: Dataset
+) -> None:
+    """Of multipliers that are fitted to sums with weights, about what the sums err by on other images, and less where
+    terms go together.
+    """
+    exact = quantize(network, calibration, align=align)
+    codes, fit = image_codes(exact, digits.validation.images), Fitting(network, calibration)
+
+    def sums(quantized: QNetwork, key: str) -> np.ndarray:
+        seen: dict[str, np.ndarray] = {}
+        Emulator(quantized, "cpu").run(codes, lambda k, _, found: seen.update({k: found.numpy()}))
+        product = {k: p for k, p, _ in quantized.products()}[key]
+        wanted = {k: p for k, p, _ in exact.products()}[key].requantizer  # whose unit is that of the codes' products
+        units = [r.multiplier / 2.0**r.shift for r in (product.requantizer, wanted)]
+        return np.asarray(seen[key] * units[0] / units[1] / product.unit)
+
+    for key in ("conv1.mac", "primary.mac", "classcaps.votes"):
+        kept, clean = None, sums(exact, key)
+        for table in (exact_table(False) // 4 * 4, falling_short(1), falling_short(2), falling_short(3)):
+            alone = {k: "it" if k == key else "exact" for k, _, _ in exact.products()}
+            rough = exact.with_components(alone, {**exact.tables, "it": table.astype(np.uint16)})
+            found = fit.noise(exact, key, table.astype(np.uint16))
+            error = sums(fit(rough), key) - clean
+            measured = np.sqrt((error**2).mean())
+            assert found is not None and 0.2 < found / measured < 1.5, (key, found, measured)
+            assert kept is None or found > kept, "the rougher, the more"
+            kept = found
+    for key in ("classcaps.weighted_sum", "classcaps.agreement"):
+        assert fit.noise(exact, key, falling_short(3)) is None
+    useless, rough_one = (fit.noise(exact, "conv1.mac", t) for t in (falling_short(8), falling_short(5)))
+    assert useless and rough_one and useless > rough_one
+
+
 def test_layers_are_fitted_by_themselves(network: Network, calibration: Calibration) -> None:
     """So that what was found for one serves every assignment that has it; the others stay exact."""
     exact, table = quantize(network, calibration), falling_short(3)
