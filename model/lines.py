@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,19 +40,30 @@ class Lines:
         """See model.rounding.Grid. Those whose slope's error and noise leave least of the sums' squared error; of
         equals, the smallest in magnitude.
         """
-        order = np.argsort(np.abs(np.arange(self.slopes.shape[1]) + self.lowest), kind="stable")
-        chosen = order[self._errors(term, weights, left)[:, order].argmin(axis=1)]
-        return (chosen + self.lowest).astype(np.int16), self.slopes[min(term, len(self.slopes) - 1), chosen]
+        row = min(term, len(self.slopes) - 1)
+        order = self._by_magnitude
+        chosen = order[self._errors(row, order, weights, left).argmin(axis=1)]
+        return (chosen + self.lowest).astype(np.int16), self.slopes[row, chosen]
 
     def least(self, term: int, weights: Reals, left: float) -> float:
         """The mean over weights (O,) of what the best codes leave of the sums' squared error."""
-        return float(self._errors(term, weights, left).min(axis=1).mean())
-
-    def _errors(self, term: int, weights: Reals, left: float) -> Reals:
-        """What every code (W) leaves of the sums' squared error for weights (O,): (O, W)."""
         row = min(term, len(self.slopes) - 1)
-        found: Reals = (weights[:, None] - self.slopes[row]) ** 2 * left + self.noise[row]
-        return found
+        least = self._errors(row, self._by_magnitude, weights, left).min(axis=1) + left * weights**2
+        return float(least.clip(0).mean())
+
+    @cached_property
+    def _by_magnitude(self) -> NDArray[np.intp]:
+        """The codes, as places in their order, by growing magnitude."""
+        return np.argsort(np.abs(np.arange(self.slopes.shape[1]) + self.lowest), kind="stable")
+
+    def _errors(self, row: int, order: NDArray[np.intp], weights: Reals, left: float) -> Reals:
+        """left (weight - slope)^2 + noise of weights (O,) and the codes in this order, less what all codes of a weight
+        have in common: as few passes over (O, W) numbers as can be, for most of the time of a fit goes here.
+        """
+        slopes = self.slopes[row, order]
+        errors: Reals = np.multiply.outer(weights, -2 * left * slopes)
+        errors += left * slopes**2 + self.noise[row, order]
+        return errors
 
     def means(self, codes: Codes) -> Reals:
         """The mean products (O, K) with weights of these codes (O, K)."""
