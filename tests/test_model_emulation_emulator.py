@@ -16,12 +16,12 @@ from random_networks import EXACT, SIGNED, image_codes, networks, wild_table
 
 from model import reference
 from model.capsnet import CapsNet, CapsNetShape
-from model.emulation import Emulator
+from model.emulation import Emulator, convolved
 from model.emulation.emulator import image_bytes
 from model.emulation.lookup import LEVELS, best_level
 from model.emulation.terms import term_table
 from model.errors import RedcaneError
-from model.qnetwork import FORMATS, Coding, Product, QNetwork, Requantizer
+from model.qnetwork import FORMATS, Coding, Product, QConvLayer, QNetwork, Requantizer
 from model.quantize import quantize
 
 BEST = best_level()
@@ -44,6 +44,21 @@ def test_every_boundary_equals_the_reference(
         for name, value in wanted.items():
             np.testing.assert_array_equal(trace[name][n].numpy(), value, err_msg=name)
     np.testing.assert_array_equal(emulator.classify(images), trace["class"].numpy())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@given(networks(), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_a_convolution_by_itself(engine: str, network: QNetwork, seed: int) -> None:
+    """Its accumulators are those in the network."""
+    images = image_codes(np.random.default_rng(seed), network, 2)
+    layer, seen = network.layers[0], dict[str, torch.Tensor]()
+    assert isinstance(layer, QConvLayer)
+    Emulator(network).run(images, lambda key, _, sums: seen.setdefault(key, sums))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REDCANE_EMULATION", engine)
+        alone = convolved(layer.conv, network.tables[layer.conv.mac.component], images)
+    np.testing.assert_array_equal(alone, seen[f"{layer.name}.mac"].numpy())
 
 
 def test_running_changes_nothing() -> None:
@@ -113,7 +128,7 @@ import resource, sys
 import numpy as np, torch
 from model import reference
 from model.capsnet import CapsNet, CapsNetShape
-from model.emulation import Emulator
+from model.emulation import Emulator, convolved
 from model.quantize import quantize
 torch.manual_seed(0)
 network = quantize(CapsNet(CapsNetShape((14, 14, 1), 32, 5, 4, 8, 5, 2, 5, 8)), torch.rand(9, 1, 14, 14))
