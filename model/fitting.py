@@ -270,7 +270,15 @@ class _Reads:
         """What each channel holds in all its terms together (N, C)."""
         apart = (-1, math.prod(self._size))
         each = [[some.unflatten(1, apart).sum(dim=2) for some in self._windows(group)] for group in self.groups]
-        return self._apart(torch.cat([torch.cat(parts) for parts in each], dim=1).numpy())
+        return self._apart(torch.cat([torch.cat(parts) for parts in each], dim=1).numpy()).astype(np.float64)
+
+    @cached_property
+    def _moments(self) -> Reals:
+        """Of these, damped (C, C)."""
+        moments = self._channels.T @ self._channels
+        damping = DAMPING * moments.diagonal().mean() or 1.0
+        damped: Reals = moments + damping * np.eye(len(moments))
+        return damped
 
     def _apart(self, of: Reals) -> Reals:
         """Without what all windows have in common, where that makes no error."""
@@ -293,10 +301,7 @@ class _Reads:
         """The weights (O, K) of each group, the same for all terms of a channel, whose sums come nearest to errors
         (N, O) in the sense of least squares.
         """
-        held = self._channels.astype(np.float64)
-        moments = held.T @ held
-        damping = DAMPING * moments.diagonal().mean() or 1.0
-        weights = np.linalg.solve(moments + damping * np.eye(len(moments)), held.T @ errors).T  # (O, C)
+        weights = np.linalg.solve(self._moments, self._channels.T @ errors).T  # (O, C)
         return [np.repeat(weights[:, channels], math.prod(self._size), axis=1) for channels in self.groups]
 
 

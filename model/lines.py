@@ -40,29 +40,29 @@ class Lines:
         """See model.rounding.Grid. Those whose slope's error and noise leave least of the sums' squared error; of
         equals, the smallest in magnitude.
         """
-        row = min(term, len(self.slopes) - 1)
-        order = self._by_magnitude
-        chosen = order[self._errors(row, order, weights, left).argmin(axis=1)]
-        return (chosen + self.lowest).astype(np.int16), self.slopes[row, chosen]
+        chosen = self._by_magnitude[self._errors(term, weights, left).argmin(axis=1)]
+        return (chosen + self.lowest).astype(np.int16), self.slopes[self._row(term), chosen]
 
     def least(self, term: int, weights: Reals, left: float) -> float:
         """The mean over weights (O,) of what the best codes leave of the sums' squared error."""
-        row = min(term, len(self.slopes) - 1)
-        least = self._errors(row, self._by_magnitude, weights, left).min(axis=1) + left * weights**2
+        least = self._errors(term, weights, left).min(axis=1) + left * weights**2
         return float(least.clip(0).mean())
+
+    def _row(self, term: int) -> int:
+        return min(term, len(self.slopes) - 1)
 
     @cached_property
     def _by_magnitude(self) -> NDArray[np.intp]:
         """The codes, as places in their order, by growing magnitude."""
         return np.argsort(np.abs(np.arange(self.slopes.shape[1]) + self.lowest), kind="stable")
 
-    def _errors(self, row: int, order: NDArray[np.intp], weights: Reals, left: float) -> Reals:
-        """left (weight - slope)^2 + noise of weights (O,) and the codes in this order, less what all codes of a weight
+    def _errors(self, term: int, weights: Reals, left: float) -> Reals:
+        """left (weight - slope)^2 + noise of weights (O,) and the codes by magnitude, less what all codes of a weight
         have in common: as few passes over (O, W) numbers as can be, for most of the time of a fit goes here.
         """
-        slopes = self.slopes[row, order]
+        slopes, noise = (of[self._row(term), self._by_magnitude] for of in (self.slopes, self.noise))
         errors: Reals = np.multiply.outer(weights, -2 * left * slopes)
-        errors += left * slopes**2 + self.noise[row, order]
+        errors += left * slopes**2 + noise
         return errors
 
     def means(self, codes: Codes) -> Reals:
