@@ -28,6 +28,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NumberFormat = Literal["sign-magnitude", "affine", "twos-complement"]
 Dataset = Literal["digits", "mnist", "fashion-mnist", "cifar-10", "svhn"]
 Side = Literal[4, 8, 16, 32, 64]
+Measure = Literal["switching", "library"]
 
 
 class Train(Section):
@@ -185,7 +186,7 @@ class Assign(Section):
         description="assignments to measure, at most, in search of cheaper multipliers than the tolerated noise admits "
         "(docs/assignment.md); 0 for none",
     )
-    compare_by: Literal["switching", "library"] = Field(
+    compare_by: Measure = Field(
         "switching",
         description="what makes a multiplier cheap: `switching`, the transistors that switch in it with an operation's "
         "own operands, or `library`, one cost for all operations (docs/library.md)",
@@ -331,6 +332,10 @@ class Config(Section):
     def training_anew(self) -> Config:
         """The same, but trained where it would take published weights."""
         return self.model_copy(update={"weights": None})
+
+    def comparing_by(self, measure: Measure) -> Config:
+        """The same, with another measure of what makes a multiplier cheap."""
+        return self.model_copy(update={"assign": self.assign.model_copy(update={"compare_by": measure})})
 
     def recipe(self) -> TrainingRecipe:
         """How to train."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import platform
@@ -10,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.config import Config
+from flows.config import Config, Measure
 from model.errors import RedcaneError
 from model.files import digest, read_bounded
 
@@ -53,6 +54,13 @@ class Run:
             raise RedcaneError(
                 "train.reconstruction: the network has no decoder; give network.decoder its hidden sizes, or take 0"
             )
+
+    def compared_by(self, measure: Measure, folder: Path) -> Run:
+        """The same run in another folder, its multipliers chosen by this measure; what is loaded is so there, too."""
+        other = copy.copy(self)
+        other.config = self.config.comparing_by(measure)
+        other.folder = folder
+        return other
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -107,6 +107,17 @@ class Pipeline(Generic[R]):
             return False
         return self.record(stage.name).get("made_from") == self._made_from(stage)
 
+    def take_over(self, folder: Path, target: str) -> None:
+        """Copy what another run's folder has up to a stage, unless it is here; the record last, as when it is made."""
+        with locked(self.folder):
+            for stage in self.up_to(target):
+                if not self.is_fresh(stage):
+                    record = self._record_path(stage.name)
+                    record.unlink(missing_ok=True)
+                    for name in stage.outputs:
+                        _copy(folder / name, self.folder / name)
+                    write_atomic(record, (folder / record.relative_to(self.folder)).read_bytes())
+
     def record(self, stage: str) -> Json:
         """The record of a stage: what its outputs were made from, and their hashes; {} when there is none."""
         path = self._record_path(stage)
@@ -192,6 +203,14 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    _remove(target)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
 
 
 def _replace(new: Path, old: Path, scratch: Path) -> None:

@@ -95,7 +95,10 @@ def test_everything_is_in_the_results(folder: Path, results: dict[str, Any]) -> 
     kinds = {design["kind"] for design in results["designs"]["designs"]}
     assert kinds == {"ours", "paper", "exact", "everywhere"}
     accuracy = json.loads((run / "accuracy.json").read_text())
-    ours = next(d for d in results["designs"]["designs"] if d["kind"] == "ours")
+    ours, anew = (d for d in results["designs"]["designs"] if d["kind"] == "ours")
+    assert (ours["chosen_by"], anew["chosen_by"]) == ("switched transistors", load_library("embedded").cost_name)
+    assert anew["energy"] < 1 and anew["test"]["images"] == 360
+    assert not list((run / ".partial").iterdir())  # nothing is left of the folder in which it was made
     assert ours["test"]["right"] / ours["test"]["images"] == pytest.approx(accuracy["assigned"]["test"])
     exact = {min(d["formats"].values()): d for d in results["designs"]["designs"] if d["kind"] == "exact"}
     assert exact["sign-magnitude"]["test"]["right"] == round(360 * accuracy["exact_8_bit"]["test"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import stage as stage_module
 from flows.stage import Failed, Pipeline, Stage, locked
 from model.errors import RedcaneError
 from model.files import digest
@@ -112,6 +113,46 @@ def test_an_edited_output_that_must_be_made_anew_is_put_aside(tmp_path: Path) ->
     assert made(tmp_path, number=4)[0] == "first"
     assert (tmp_path / "number.txt").read_text() == "4"
     assert (tmp_path / "number.txt.edited").read_text() == "2"
+
+
+def test_another_run_goes_on_from_what_one_has_made(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert made(one) == ["first", "second", "third"]
+    pipeline(other).take_over(one, "second")
+    assert made(other) == ["third"]
+    assert (other / "sum.txt").read_text() == (one / "sum.txt").read_text() == "5"
+    assert made(one, number=4) == ["first", "second", "third"]
+    pipeline(other, number=4).take_over(one, "second")  # what is stale is copied again
+    assert made(other, number=4) == ["third"]
+    assert len(list((other / "squares").iterdir())) == 4
+    (one / "squares" / "0.txt").write_text("7")
+    pipeline(other, number=4).take_over(one, "second")  # what is fresh is not
+    assert made(other, number=4) == []
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_take_over_that_stops_in_the_middle_leaves_nothing_half_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    made(one)
+    copied: list[Path] = []
+
+    def stop(source: Path, target: Path) -> None:
+        copied.append(source)
+        if len(copied) == at:
+            raise KeyboardInterrupt
+        copy(source, target)
+
+    copy = stage_module._copy
+    monkeypatch.setattr(stage_module, "_copy", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline(other).take_over(one, "second")
+    line = pipeline(other)
+    assert [line.is_fresh(stage) for stage in STAGES] == [at > 1, False, False]
+    monkeypatch.setattr(stage_module, "_copy", copy)
+    line.take_over(one, "second")
+    assert made(other) == ["third"]
 
 
 @pytest.mark.parametrize("record", ["", "{", "[]", '{"made_from": 1}', "[" * 100_000])

@@ -2,8 +2,9 @@
 
 Compared are, in the paper's affine codes (Eq. 1) and in sign-magnitude: exact multipliers; the paper's method, which
 gives every operation the cheapest component whose NM for uniform operands it tolerates; one multiplier everywhere; and
-what `redcane assign` chose. Multipliers everywhere are first tried on some validation images; those that
-none beats there in both accuracy and energy are measured on the whole test set like the others.
+what `redcane assign` chose, by what switches and by the library's own costs. Multipliers everywhere are first tried on
+some validation images; those that none beats there in both accuracy and energy are measured on the whole test set like
+the others.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ def rivals(run: Run, kept: Path, trial_images: int) -> dict[str, Any]:
 
 def ours(run: Run) -> dict[str, Any]:
     """The design of a run that is assigned and quantised, fine-tuned where that is configured."""
-    accuracy = run.read("accuracy.json", "assigned")
+    accuracy, chosen_by = run.read("accuracy.json", "assigned"), run.read("selection.json", "cost")["cost"]
     test = accuracy.get("finetuned", accuracy["assigned"])["test"]
-    return _Rows(run).row("ours", run.qnetwork(), round(test * len(run.dataset.test)))
+    return _Rows(run).row("ours", run.qnetwork(), round(test * len(run.dataset.test)), chosen_by=chosen_by)
 
 
 def add_switching(run: Run, rows: list[dict[str, Any]]) -> None:

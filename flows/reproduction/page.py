@@ -240,8 +240,8 @@ def _designs(found: Json, elements: Json, plots: Mapping[str, str]) -> Iterator[
     yield (
         f"Accuracy by exact emulation on {found['images']:,} test images; cost of all multiplications relative to "
         f"exact multipliers ({found['cost']}), the same for every operand; and the transistors that switch with each "
-        f"operation's real operands, relative to exact multipliers in sign-magnitude. Ours is chosen by "
-        f"{found['ours_by']}{_made_ready(found)}. One multiplier everywhere: tried on {found['trial_images']:,} "
+        f"operation's real operands, relative to exact multipliers in sign-magnitude. Ours is chosen by each of "
+        f"the two measures{_made_ready(found)}. One multiplier everywhere: tried on {found['trial_images']:,} "
         "validation images, those that none beats there also on the test images. Red: affine codes, blue: the others."
     )
     yield ""
@@ -257,7 +257,7 @@ def _designs(found: Json, elements: Json, plots: Mapping[str, str]) -> Iterator[
         low, high = wilson(right, images)
         rows.append(
             [
-                TITLES[design["kind"]],
+                TITLES[design["kind"]] + (f", by {design['chosen_by']}" if "chosen_by" in design else ""),
                 ", ".join(sorted(set(design["formats"].values()))),
                 used,
                 f"{100 * right / images:.2f} ({100 * low:.2f} to {100 * high:.2f})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from model.errors import RedcaneError
 RESULT = "reproduction.json"
 SCHEMA = 1
 _PARTS = ("operations", "multipliers", "curves", "designs")
+_CHOOSING = ("assign", "finetune", "quantize")
 
 
 def reproduce(run: Run, images: int | None, trial_images: int) -> dict[str, Any]:
@@ -55,6 +57,11 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
         kept = partial("reproduction-designs.json")
         write("designs", designs.rivals(run, kept, trial_images), scratch, about)
         kept.unlink(missing_ok=True)
+
+    def choose_anew(run: Run, scratch: Path, about: Json) -> None:
+        folder = partial("anew")
+        write("anew", {"design": _by_the_other_measure(run, folder)}, scratch, about)
+        shutil.rmtree(folder)
 
     def sections(*names: str) -> Json:
         return {name: run.config.model_dump()[name] for name in names}
@@ -99,6 +106,20 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
         ),
         *others,
         Stage(
+            "anew",
+            inputs=(*train.outputs, *analyze.outputs),
+            outputs=("reproduction-anew.json",),
+            make=choose_anew,
+            settings=lambda run: {
+                **sections("network", "train", *_CHOOSING),
+                **data,
+                **library,
+                "copies": run.config.copies,
+                "versions": [stage.version for stage in others if stage.name in _CHOOSING],
+            },
+            require=lambda run: need_yosys(),
+        ),
+        Stage(
             "reproduce",
             inputs=(
                 "network.safetensors",
@@ -106,15 +127,28 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
                 "selection.json",
                 "qmodel",
                 "accuracy.json",
+                "reproduction-anew.json",
                 *(f"reproduction-{name}.json" for name in _PARTS),
             ),
             outputs=(RESULT,),
             make=_collect,
-            version=7,
+            version=8,
             settings=lambda run: {**sections("quantize", "assign", "finetune"), **data, **library},
             require=lambda run: need_yosys(),
         ),
     ]
+
+
+def _by_the_other_measure(run: Run, folder: Path) -> Json:
+    """Our design once more, made in this folder: its multipliers are chosen by the other measure of their cost.
+
+    What switches tells what a multiplier takes in this network; the library's own figure is what the paper compares.
+    """
+    other = run.compared_by("library" if run.config.assign.compare_by == "switching" else "switching", folder)
+    pipeline = Pipeline(stages_of(other), folder, other, other.provenance, lambda text: tell(f"anew: {text}"))
+    pipeline.take_over(run.folder, "analyze")
+    pipeline.bring_up("quantize")
+    return designs.ours(other)
 
 
 def _collect(run: Run, scratch: Path, about: Json) -> None:
@@ -124,8 +158,8 @@ def _collect(run: Run, scratch: Path, about: Json) -> None:
         parts[name] = run.read(f"reproduction-{name}.json", "provenance")
         parts[name] = {key: value for key, value in parts[name].items() if key not in ("provenance", "schema")}
     parts["curves"]["schema"] = run.read("reproduction-curves.json", "schema")["schema"]
-    parts["designs"]["designs"].insert(0, designs.ours(run))
-    parts["designs"]["ours_by"] = run.read("selection.json", "cost")["cost"]
+    ours = [designs.ours(run), run.read("reproduction-anew.json", "design")["design"]]
+    parts["designs"]["designs"] = [*ours, *parts["designs"]["designs"]]
     parts["designs"]["fitted"] = run.config.quantize.fit_multipliers
     parts["designs"]["finetune_epochs"] = run.config.finetune.epochs
     designs.add_switching(run, parts["designs"]["designs"])
