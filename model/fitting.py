@@ -87,8 +87,8 @@ class Fitting:
         It is taken from the lines of some terms, as if their noise were independent: one multiplier is compared with
         another by it.
         """
-        (layer,) = (layer for layer in quantized.layers if key.startswith(f"{layer.name}."))
-        operation = key.removeprefix(f"{layer.name}.")
+        place, _, operation = key.rpartition(".")  # a layer's name may have a point, and begin with another's
+        (layer,) = (layer for layer in quantized.layers if layer.name == place)
         if isinstance(layer, QClassCaps):
             if operation != "votes":
                 return None

@@ -284,3 +284,16 @@ def test_a_deepcaps_is_fitted_too(form: Format, digits: Dataset) -> None:
     (routed,) = (layer for layer in fitted.layers if isinstance(layer, QConvCaps3D))
     assert not routed.conv.bias.any()
     assert error(fitted, network, digits) < 0.7 * error(rough, network, digits)
+
+
+def test_the_noise_of_every_operation_of_a_deepcaps_is_told(digits: Dataset) -> None:
+    """Among its layers are sums whose names other layers' names begin with."""
+    network = initial(DEEP, 1)
+    fit = Fitting(network, Calibration(network, torch.from_numpy(digits.train.images[:50])))
+    exact = quantize(network, fit._calibration)
+    for key, _, _ in exact.products():
+        less, more = (fit.noise(exact, key, falling_short(bits)) for bits in (1, 3))
+        if key.endswith(("weighted_sum", "agreement")):
+            assert less is None and more is None
+        else:
+            assert less is not None and more is not None and 0 < less < more
