@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from model.calibration import Calibration
     from model.capture import Capture
     from model.datasets import Dataset, Split
-    from model.fitting import Fitting
+    from model.fitting import Fitting, Prospect
     from model.multipliers.library import Library
     from model.multipliers.product_table import Table
     from model.network import Network
@@ -135,9 +135,9 @@ class Run:
         """
         return self._fitting(network) if self.config.quantize.fit_multipliers else network
 
-    def noise_left(self, network: QNetwork, key: str, table: Table) -> float | None:
-        """The noise that a multiplier leaves of an operation's sums once they are fitted to it; None where none are."""
-        return self._fitting.noise(network, key, table) if self.config.quantize.fit_multipliers else None
+    def prospect(self, network: QNetwork, key: str, table: Table) -> Prospect | None:
+        """What fitting an operation to a multiplier comes to; None where nothing is fitted."""
+        return self._fitting.prospect(network, key, table) if self.config.quantize.fit_multipliers else None
 
     def captures(self, network: QNetwork) -> dict[str, Capture]:
         """What the multipliers of a quantised network see on training images, by operation."""

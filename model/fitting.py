@@ -3,7 +3,9 @@
 Over the operands that a term of a sum meets, a multiplier's products with the code of a weight lie about a line, with a
 slope that is not the code and an offset that is not zero. Both are known, so they need not be lost accuracy:
 
-1. A *gain* that all slopes have in common goes into the requantiser, which multiplies by a constant anyway.
+1. A *gain* that all slopes have in common goes into the requantiser, which multiplies by a constant anyway. Where codes
+   are few and far between for most weights, as with multipliers that leave out what small operands give, weights are
+   first multiplied by a number, so that they get larger codes.
 2. *Weights* get the codes that leave the sums the least error, by their slopes and by the noise about their lines; what
    a slope errs by is made up for by the weights that are rounded after it (model/rounding.py). For an exact multiplier
    slopes are the codes, without noise.
@@ -23,6 +25,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +35,8 @@ from model.calibration import Calibration
 from model.emulation import convolved
 from model.emulation.terms import term_table
 from model.errors import RedcaneError
-from model.lines import Reals, Terms, common_gain
+from model.files import digest
+from model.lines import Lines, Reals, Terms, common_gain
 from model.multipliers.product_table import Table, exact_table, is_signed
 from model.network import Network, parameters_of
 from model.qnetwork import (
@@ -49,12 +53,27 @@ from model.qnetwork import (
 )
 from model.rounding import DAMPING, carried, channel_groups, compensated, windows
 
+GROWTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+"""What weights may be multiplied by, beyond the gain, before they get codes."""
+WORTH_GROWING = 1.1
+"""Larger codes switch more: of these the smallest is taken that leaves no more than this times the least noise."""
 CORRECTIONS = 2
 """How often what is wrong with the sums is taken out of the weights."""
-SAMPLED = 256
-"""Terms by which multipliers are compared, and an eighth of the votes."""
+SAMPLED, TRIED = 256, 64
+"""Terms by which multipliers are compared (of the votes an eighth), and numbers to multiply weights by."""
 LEAST_GAIN = 0.05
 """A multiplier that leaves less than this of the products is not made up for."""
+
+
+class Prospect(NamedTuple):
+    """What fitting an operation's weights to a multiplier comes to."""
+
+    noise: float
+    """That is left of the sums, in units of codes. It is taken from the lines of some terms, as if their noise were
+    independent: one multiplier is compared with another by it.
+    """
+    growth: float
+    """By what weights are multiplied beyond the gain: how much larger than an exact multiplier's their codes are."""
 
 
 class Fitting:
@@ -66,6 +85,7 @@ class Fitting:
         self._read: dict[tuple[str, Coding, Coding], _Reads] = {}
         self._read_by_votes: dict[tuple[str, Coding], Terms] = {}
         self._known: dict[tuple[str, Product], QConv | QClassCaps | float] = {}
+        self._prospects: dict[tuple[str, Product, str], Prospect | None] = {}
 
     def __call__(self, quantized: QNetwork) -> QNetwork:
         """A quantised network of the float one with its weights, biases and requantisers fitted to its multipliers.
@@ -80,37 +100,22 @@ class Fitting:
             return quantized
         return fitted
 
-    def noise(self, quantized: QNetwork, key: str, table: Table) -> float | None:
-        """The noise that a multiplier leaves of the sums of an operation ("layer.operation") that is fitted to it, in
-        units of codes; None of an operation without weights.
+    def prospect(self, quantized: QNetwork, key: str, table: Table) -> Prospect | None:
+        """What fitting an operation ("layer.operation") to a multiplier comes to; None of one without weights."""
+        name, _, operation = key.rpartition(".")  # a layer's name may have a point, and begin with another's
+        (layer,) = (layer for layer in quantized.layers if layer.name == name)
+        product = replace(layer.products()[operation], component="")
+        place = (key, product, digest(np.ascontiguousarray(table).tobytes()))
+        if place not in self._prospects:
+            self._prospects[place] = self._prospect(layer, operation, table)
+        return self._prospects[place]
 
-        It is taken from the lines of some terms, as if their noise were independent: one multiplier is compared with
-        another by it.
-        """
-        place, _, operation = key.rpartition(".")  # a layer's name may have a point, and begin with another's
-        (layer,) = (layer for layer in quantized.layers if layer.name == place)
+    def _prospect(self, layer: Layer, operation: str, table: Table) -> Prospect | None:
         if isinstance(layer, QClassCaps):
-            if operation != "votes":
-                return None
-            product, weights = layer.votes, self._matrices(layer)
-            lines = self._of_votes(layer).lines(product, table, offsets=False)
-            some = np.random.default_rng(0).integers(0, weights.shape[:2], (8 * SAMPLED, 2)).T
-            parts, left = weights[some[0], some[1]], np.repeat(lines.spread, weights.shape[2])
-        else:
-            name, conv = convolution_of(layer)
-            reads = self._reads(layer) if conv is not None and name == operation else None
-            if conv is None or reads is None:
-                return None
-            product, middle = conv.mac, len(reads.groups) // 2
-            terms, parts = reads.terms[middle], reads.weights[middle]
-            lines = terms.lines(product, table, reads.offsets)
-            left = lines.spread if terms.upper is None else 1 / terms.upper.diagonal() ** 2
-        gain = common_gain([parts], [lines], product.b)
-        if not gain > LEAST_GAIN:
-            return float(np.sqrt((parts**2).mean(axis=0) @ np.broadcast_to(lines.spread, left.shape)))
-        chosen = range(0, len(left), -(-len(left) // SAMPLED))
-        found = sum(lines.least(k, gain * parts[:, k], left[k]) for k in chosen) / len(chosen)
-        return math.sqrt(found * len(left)) / gain
+            return self._votes_prospect(layer, table) if operation == "votes" else None
+        name, conv = convolution_of(layer)
+        reads = self._reads(layer) if conv is not None and name == operation else None
+        return reads.prospect(conv.mac, table) if conv is not None and reads is not None else None
 
     def _layer(self, layer: Layer, tables: Mapping[str, Table]) -> Layer:
         products = {name: p for name, p in layer.products().items() if not _is_exact(tables[p.component])}
@@ -147,6 +152,7 @@ class Fitting:
         gain = common_gain(reads.weights, lines, product.b)
         if not gain > LEAST_GAIN:
             return conv
+        gain *= reads.prospect(product, table).growth
 
         def rounded(wanted: list[Reals]) -> list[Codes]:
             return [compensated(part, of, terms.upper)
@@ -198,15 +204,21 @@ class Fitting:
             self._read_by_votes[place] = Terms.together(self._calibration.read(*place), layer.votes.a)
         return self._read_by_votes[place]
 
+    def _votes_prospect(self, layer: QClassCaps, table: Table) -> Prospect:
+        weights, lines = self._matrices(layer), self._of_votes(layer).lines(layer.votes, table, offsets=False)
+        some = np.random.default_rng(0).integers(0, weights.shape[:2], (8 * SAMPLED, 2)).T
+        return _prospect(lines, weights[some[0], some[1]], np.repeat(lines.spread, weights.shape[2]), layer.votes.b)
+
     def _votes(self, layer: QClassCaps, table: Table) -> QClassCaps:
         """Class capsules whose votes are fitted to this product table. They have no bias."""
-        product = layer.votes
+        product, growth = layer.votes, self._votes_prospect(layer, table).growth
         read = self._calibration.read(f"{layer.name}.votes", product.a)  # (N, I, D)
         line = self._of_votes(layer).lines(product, table, offsets=False)
         weights = self._matrices(layer)
         gain = common_gain([weights.reshape(-1, weights.shape[2])], [line], product.b)
         if not gain > LEAST_GAIN:
             return layer
+        gain *= growth
         codes = np.empty(weights.shape, np.int16)
         for capsule, values in enumerate(read.transpose(1, 0, 2).astype(np.float64)):  # (N, D)
             codes[capsule] = compensated(gain * weights[capsule], line, carried(values.T @ values / len(values)))
@@ -253,6 +265,14 @@ class _Reads:
         self.groups = channel_groups(kernel.shape)
         self.weights = [kernel[:, channels].reshape(len(kernel), -1) for channels in self.groups]
         self.terms = [Terms.of_windows(self._windows(channels), conv.mac.a, offsets) for channels in self.groups]
+
+    def prospect(self, product: Product, table: Table) -> Prospect:
+        """What fitting to a multiplier comes to, by the groups in the middle."""
+        middle = len(self.groups) // 2
+        terms, parts = self.terms[middle], self.weights[middle]
+        lines = terms.lines(product, table, self.offsets)
+        left = lines.spread if terms.upper is None else 1 / terms.upper.diagonal() ** 2
+        return _prospect(lines, parts, left, product.b)
 
     def _windows(self, channels: slice) -> Iterator[Tensor]:
         return windows(self._values[:, channels], self._size, self._conv.stride, self._conv.padding)
@@ -303,6 +323,25 @@ class _Reads:
         """
         weights = np.linalg.solve(self._moments, self._channels.T @ errors).T  # (O, C)
         return [np.repeat(weights[:, channels], math.prod(self._size), axis=1) for channels in self.groups]
+
+
+def _prospect(lines: Lines, weights: Reals, left: Reals, b: Coding) -> Prospect:
+    """Of weights (O, K), in units of codes, whose errors leave `left` (K,) of the sums' squared error."""
+    gain = common_gain([weights], [lines], b)
+    if not gain > LEAST_GAIN:
+        return Prospect(float(np.sqrt((weights**2).mean(axis=0) @ np.broadcast_to(lines.spread, left.shape))), 1.0)
+
+    def noise(growth: float, terms: int) -> float:
+        chosen = range(0, len(left), -(-len(left) // terms))
+        found = sum(lines.least(k, growth * gain * weights[:, k], left[k]) for k in chosen) / len(chosen)
+        return math.sqrt(found * len(left)) / (growth * gain)
+
+    nearest = np.floor(weights + 0.5).clip(b.lo - b.zero_point, b.hi - b.zero_point)
+    rounding = math.sqrt(((weights - nearest) ** 2).mean(axis=0) @ left)  # an exact multiplier's: less is not worth it
+    noises = {growth: noise(growth, TRIED) for growth in GROWTHS}
+    enough = WORTH_GROWING * max(rounding, min(noises.values()))
+    growth = next(growth for growth, found in noises.items() if found <= enough)
+    return Prospect(noise(growth, SAMPLED), growth)
 
 
 def _is_exact(table: Table) -> bool:

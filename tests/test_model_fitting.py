@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import reference
+from model import fitting, reference
 from model.calibration import Calibration
 from model.capsnet import CapsNetShape
 from model.datasets import Dataset, load
@@ -184,6 +185,48 @@ def test_less_is_lost(form: Format, network: Network, calibration: Calibration, 
             np.testing.assert_array_equal(found[0].reshape(-1), codes.reshape(-1), boundary)
 
 
+@pytest.mark.parametrize("form", ["sign-magnitude", "affine"])
+def test_small_weights_get_larger_codes_where_small_codes_are_few(
+    form: Format, network: Network, calibration: Calibration, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a multiplier that leaves out half of B's bits: most weights are smaller than its first code."""
+    weights = copy.deepcopy(network)
+    with torch.no_grad():
+        parameters = dict(weights.named_parameters())
+        parameters["primary.weight"][0, 0, 0, 0] = 4 * parameters["primary.weight"].abs().max()  # all others are small
+    calibration = Calibration(weights, torch.from_numpy(digits.train.images[:600]))
+    exact = quantize(weights, calibration, form)
+    coarse = (np.arange(256)[:, None] * (np.arange(256) >> 4 << 4)).astype(np.uint16)
+    if form == "affine":
+        middle = exact.layers[1].conv.mac.b.zero_point  # type: ignore[union-attr]
+        coarse = (np.arange(256)[:, None] * (middle + ((np.arange(256) - middle) >> 4 << 4)).clip(0)).astype(np.uint16)
+    keys = [key for key, _, _ in exact.products()]
+    rough = exact.with_components({k: "it" if k == "primary.mac" else "exact" for k in keys},
+                                  {**exact.tables, "it": coarse})  # fmt: skip
+    fit = Fitting(weights, calibration)
+    found = fit.prospect(exact, "primary.mac", coarse)
+    assert found is not None and found.growth > 1
+    grown = fit(rough)
+    monkeypatch.setattr(fitting, "GROWTHS", (1.0,))
+    alone = Fitting(weights, calibration)
+    plain, small = alone.prospect(exact, "primary.mac", coarse), alone(rough)
+    assert plain is not None and plain.growth == 1 and plain.noise > 1.2 * found.noise
+    sizes = [np.abs(q.layers[1].conv.weights - q.layers[1].conv.mac.b.zero_point).mean() for q in (grown, small)]  # type: ignore[union-attr]
+    assert sizes[0] > 1.2 * sizes[1]
+    assert error(grown, weights, digits) < 0.8 * error(small, weights, digits)
+
+
+def test_what_is_nearly_exact_gets_no_larger_codes(network: Network, calibration: Calibration) -> None:
+    """Exact multipliers round, too: less than that is not worth larger operands."""
+    exact, fit = quantize(network, calibration), Fitting(network, calibration)
+    nearly = exact_table(False)
+    nearly[255, 255] -= 1
+    for key, _, _ in exact.products():
+        for table in (exact_table(False), nearly):
+            found = fit.prospect(exact, key, table)
+            assert (found and found.growth) == (None if key.endswith(("weighted_sum", "agreement")) else 1)
+
+
 def test_noise_that_goes_together_is_taken_out() -> None:
     """Of channels that are dark or bright as a whole, and a multiplier that leaves out small products: a line through
     what one term reads is wrong in all terms of a bright channel alike.
@@ -212,6 +255,12 @@ def test_noise_that_goes_together_is_taken_out() -> None:
     assert left[-1] < 0.8 * left[0], left
 
 
+def left(fit: Fitting, exact: QNetwork, key: str, table: np.ndarray) -> float | None:
+    """The noise that a multiplier leaves."""
+    found = fit.prospect(exact, key, table.astype(np.uint16))
+    return found and found.noise
+
+
 @pytest.mark.parametrize("align", [0, 1])
 def test_the_noise_that_is_left_is_foretold(
     align: int, network: Network, calibration: Calibration, digits: Dataset
@@ -235,15 +284,15 @@ def test_the_noise_that_is_left_is_foretold(
         for table in (exact_table(False) // 4 * 4, falling_short(1), falling_short(2), falling_short(3)):
             alone = {k: "it" if k == key else "exact" for k, _, _ in exact.products()}
             rough = exact.with_components(alone, {**exact.tables, "it": table.astype(np.uint16)})
-            found = fit.noise(exact, key, table.astype(np.uint16))
+            found = left(fit, exact, key, table)
             error = sums(fit(rough), key) - clean
             measured = np.sqrt((error**2).mean())
             assert found is not None and 0.2 < found / measured < 1.5, (key, found, measured)
             assert kept is None or found > kept, "the rougher, the more"
             kept = found
     for key in ("classcaps.weighted_sum", "classcaps.agreement"):
-        assert fit.noise(exact, key, falling_short(3)) is None
-    useless, rough_one = (fit.noise(exact, "conv1.mac", t) for t in (falling_short(8), falling_short(5)))
+        assert left(fit, exact, key, falling_short(3)) is None
+    useless, rough_one = (left(fit, exact, "conv1.mac", t) for t in (falling_short(8), falling_short(5)))
     assert useless and rough_one and useless > rough_one
 
 
@@ -292,7 +341,7 @@ def test_the_noise_of_every_operation_of_a_deepcaps_is_told(digits: Dataset) -> 
     fit = Fitting(network, Calibration(network, torch.from_numpy(digits.train.images[:50])))
     exact = quantize(network, fit._calibration)
     for key, _, _ in exact.products():
-        less, more = (fit.noise(exact, key, falling_short(bits)) for bits in (1, 3))
+        less, more = (left(fit, exact, key, falling_short(bits)) for bits in (1, 3))
         if key.endswith(("weighted_sum", "agreement")):
             assert less is None and more is None
         else:

@@ -87,12 +87,16 @@ def ours(run: Run) -> dict[str, Any]:
     """The design of a run that is assigned and quantised, fine-tuned where that is configured."""
     accuracy, chosen_by = run.read("accuracy.json", "assigned"), run.read("selection.json", "cost")["cost"]
     test = accuracy.get("finetuned", accuracy["assigned"])["test"]
-    return _Rows(run).row("ours", run.qnetwork(), round(test * len(run.dataset.test)), chosen_by=chosen_by)
+    network = run.qnetwork()
+    costs = of_switching(run.library, network, run.captures(network), run.multiplications()).by_operation
+    spent = sum(costs[key][product.component] for key, product, _ in network.products())
+    return _Rows(run).row("ours", network, round(test * len(run.dataset.test)), chosen_by=chosen_by, spent=spent)
 
 
 def add_switching(run: Run, rows: list[dict[str, Any]]) -> None:
     """Add `switched` to rows: the transistors that their multipliers switch with each operation's real operands,
-    relative to exact multipliers in sign-magnitude. Operands, and so what is switched, depend on the format.
+    relative to exact multipliers in sign-magnitude. Operands, and so what is switched, depend on the format; those of
+    ours, with weights that are fitted, are known (`spent`).
     """
     counts, known = run.multiplications(), dict[str, OperationCosts]()
 
@@ -106,7 +110,8 @@ def add_switching(run: Run, rows: list[dict[str, Any]]) -> None:
     keys = run.config.formats()
     exact = switched(dict.fromkeys(keys, run.library.exact.name), dict.fromkeys(keys, "sign-magnitude"), {})
     for row in tqdm(rows, desc="reproduce: what switches", unit="design"):
-        row["switched"] = switched(row["components"], row["formats"], row["align"]) / exact
+        spent = row.pop("spent", None) or switched(row["components"], row["formats"], row["align"])
+        row["switched"] = spent / exact
 
 
 class _Rows:
