@@ -337,6 +337,14 @@ class Config(Section):
         """The same, with another measure of what makes a multiplier cheap."""
         return self.model_copy(update={"assign": self.assign.model_copy(update={"compare_by": measure})})
 
+    def growths(self) -> tuple[float, ...]:
+        """What fitting may multiply weights by, beyond the gain: larger operands switch more, and pay only where the
+        measure does not see that (docs/quantization.md).
+        """
+        from model.fitting import GROWTHS
+
+        return GROWTHS if self.assign.compare_by == "library" else GROWTHS[:1]
+
     def recipe(self) -> TrainingRecipe:
         """How to train."""
         from model.recipe import TrainingRecipe

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from model.calibration import Calibration
     from model.capture import Capture
     from model.datasets import Dataset, Split
-    from model.fitting import Fitting, Prospect
+    from model.fitting import Fitting
     from model.multipliers.library import Library
     from model.multipliers.product_table import Table
     from model.network import Network
@@ -60,6 +60,7 @@ class Run:
         other = copy.copy(self)
         other.config = self.config.comparing_by(measure)
         other.folder = folder
+        other.__dict__.pop("_fitting", None)  # which depends on the measure
         return other
 
     @cached_property
@@ -126,7 +127,7 @@ class Run:
     def _fitting(self) -> Fitting:
         from model.fitting import Fitting
 
-        return Fitting(self.network(), self.calibration)
+        return Fitting(self.network(), self.calibration, self.config.growths())
 
     def fitted(self, network: QNetwork) -> QNetwork:
         """A network with assigned multipliers and, unless that is configured otherwise, its constants fitted to them.
@@ -135,9 +136,10 @@ class Run:
         """
         return self._fitting(network) if self.config.quantize.fit_multipliers else network
 
-    def prospect(self, network: QNetwork, key: str, table: Table) -> Prospect | None:
-        """What fitting an operation to a multiplier comes to; None where nothing is fitted."""
-        return self._fitting.prospect(network, key, table) if self.config.quantize.fit_multipliers else None
+    def noise_left(self, network: QNetwork, key: str, table: Table) -> float | None:
+        """The noise that a multiplier leaves of an operation's sums once they are fitted to it; None where none are."""
+        prospect = self._fitting.prospect(network, key, table) if self.config.quantize.fit_multipliers else None
+        return prospect and prospect.noise
 
     def captures(self, network: QNetwork) -> dict[str, Capture]:
         """What the multipliers of a quantised network see on training images, by operation."""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flows.run import Run
 from model.capture import Capture
 from model.exploration import explore
 from model.measurements import Measurements
-from model.multipliers.component import Multiplier
 from model.multipliers.costs import SWITCHING, OperationCosts
 from model.multipliers.library import Library
 from model.multipliers.switching import switched_transistors
@@ -52,7 +49,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         exact,
         captures,
         tables,
-        costs_of(run, exact, captures, fitting=True),
+        costs_of(run, exact, captures),
         {key: resilience.tolerated_nm(key) for key, _, _ in exact.products()},
         functools.partial(measurements.judged, confidence=settings.confidence),
         accuracy(run.network(), images.images, images.labels),
@@ -71,7 +68,7 @@ def selected(run: Run, exact: QNetwork, kept: Path, tell: Callable[[str], None])
         settings.measurements,
         tell,
         elsewhere,
-        lambda network, key, table: (prospect := run.prospect(network, key, table)) and prospect.noise,
+        run.noise_left,
     )
 
 
@@ -80,49 +77,32 @@ def _elsewhere(run: Run) -> Elsewhere:
     formats = run.config.formats()
     network = run.quantized(formats, dict.fromkeys(formats, 1 - run.config.quantize.align))
     captures = run.captures(network)
-    return Elsewhere(network, captures, costs_of(run, network, captures, fitting=True))
+    return Elsewhere(network, captures, costs_of(run, network, captures))
 
 
-def costs_of(
-    run: Run, network: QNetwork, captures: Mapping[str, Capture], fitting: bool = False
-) -> OperationCosts:
-    """What the multipliers of the run's library cost in a quantised network's operations, by the run's measure: with
-    the operands that are captured or, with `fitting`, those that it will have once it is fitted to them.
-    """
+def costs_of(run: Run, network: QNetwork, captures: Mapping[str, Capture]) -> OperationCosts:
+    """What the multipliers of the run's library cost in a quantised network's operations, by the run's measure."""
     multiplications = run.multiplications()
     if run.config.assign.compare_by == "library":
         return of_library(run.library, network, multiplications)
-
-    def growth(key: str, component: Multiplier) -> float:
-        prospect = run.prospect(network, key, component.table) if fitting else None
-        return prospect.growth if prospect else 1.0
-
-    return of_switching(run.library, network, captures, multiplications, growth)
+    return of_switching(run.library, network, captures, multiplications)
 
 
 def of_switching(
-    library: Library,
-    network: QNetwork,
-    captures: Mapping[str, Capture],
-    multiplications: Mapping[str, int],
-    growth: Callable[[str, Multiplier], float] = lambda key, component: 1.0,
+    library: Library, network: QNetwork, captures: Mapping[str, Capture], multiplications: Mapping[str, int]
 ) -> OperationCosts:
-    """What a library's components switch in the operations of a network, whose operands are captured; `growth` tells
-    what an operation's weights are multiplied by for a component.
-    """
-    found: dict[str, dict[str, float]] = {key: {} for key, _, _ in network.products()}
-    alike: dict[tuple[tuple[str, float], ...], list[Multiplier]] = defaultdict(list)  # by the growth in operations
-    for component in library.components.values():
-        keys = [key for key, p, _ in network.products() if takes_signed(p.format) == component.signed]
-        for key in keys:
-            found[key][component.name] = 0.0  # where an operation never runs
-        alike[tuple((key, growth(key, component)) for key in keys if key in captures)].append(component)
-    operands: dict[tuple[str, float], NDArray[np.int64]] = {}
-    for grown, components in alike.items():
-        operands |= {place: captures[place[0]].grown(place[1]).operands() for place in grown if place not in operands}
-        switched = switched_transistors(components, {key: operands[key, by] for key, by in grown})
-        for key, of in switched.items():
-            found[key] |= {name: multiplications[key] * each for name, each in of.items()}
+    """What a library's components switch in the operations of a network, whose operands are captured."""
+    found: dict[str, dict[str, float]] = {}
+    signed = {key: takes_signed(product.format) for key, product, _ in network.products()}
+    for kind in sorted(set(signed.values())):
+        suited = [c for c in library.components.values() if c.signed == kind]
+        keys = [key for key, of in signed.items() if of == kind]
+        operands = {key: captures[key].operands() for key in keys if key in captures}  # others never run
+        switched = switched_transistors(suited, operands)
+        found |= {
+            key: {c.name: multiplications[key] * switched[key][c.name] if key in switched else 0.0 for c in suited}
+            for key in keys
+        }
     return OperationCosts(*SWITCHING, found)
 
 

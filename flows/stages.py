@@ -274,6 +274,12 @@ def _library(run: Run) -> Json:
     return {"library": run.library_hash}
 
 
+def _growths(run: Run) -> Json:
+    """What fitting may multiply weights by, where it may."""
+    growths = run.config.growths()
+    return {"growths": list(growths)} if len(growths) > 1 else {}
+
+
 _FINETUNED = ("finetuned.safetensors", "finetuning.json")
 
 STAGES: list[Stage[Run]] = [
@@ -296,8 +302,10 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "resilience.json"),
         outputs=("assignment.yaml", "selection.json"),
         make=_assign,
-        version=10,
-        settings=_settings(_section("network", "train", "quantize", "assign"), _may_lose, _copies, _data, _library),
+        version=9,
+        settings=_settings(
+            _section("network", "train", "quantize", "assign"), _may_lose, _copies, _data, _library, _growths
+        ),
         require=lambda run: need_yosys(),
     ),
     Stage(
@@ -305,8 +313,8 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "assignment.yaml"),
         outputs=_FINETUNED,
         make=_finetune,
-        version=7,
-        settings=_settings(_section("network", "train", "quantize", "finetune"), _data, _library),
+        version=6,
+        settings=_settings(_section("network", "train", "quantize", "finetune"), _data, _library, _growths),
         require=lambda run: need_yosys(),
     ),
     Stage(
@@ -314,8 +322,8 @@ STAGES: list[Stage[Run]] = [
         inputs=("network.safetensors", "training.json", "assignment.yaml", *_FINETUNED),
         outputs=("qmodel", "accuracy.json"),
         make=_quantize,
-        version=9,
-        settings=_settings(_section("network", "train", "quantize", "assign"), _copies, _data, _library),
+        version=8,
+        settings=_settings(_section("network", "train", "quantize", "assign"), _copies, _data, _library, _growths),
         require=lambda run: need_yosys(),
     ),
     Stage(

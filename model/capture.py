@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,15 +42,6 @@ class Capture:
         power = float(sums[1] @ sums[1])
         gain = float(sums[0] @ sums[1]) / power if power else 0.0
         return float(np.sqrt(np.mean(np.square(sums[0] - gain * sums[1]))))
-
-    def grown(self, growth: float) -> Capture:
-        """The same with operands B as they are when a layer's weights are multiplied by a number: codes go as far as
-        their coding allows.
-        """
-        b, codes = self.product.b, code_values(self.product.b)
-        values = np.floor((codes - b.zero_point) * growth + 0.5).astype(np.int64) + b.zero_point
-        grown = (values.clip(b.lo, b.hi) & 255).astype(np.uint16)  # by byte
-        return replace(self, pairs=(self.pairs & 0xFF00) | grown[self.pairs & 255])
 
     def operands(self, runs: int = RUNS, length: int = RUN) -> NDArray[np.int64]:
         """What the multiplier's ports see one after the other: int64 [runs, length], each pair of bytes 256 a + b.

@@ -22,7 +22,7 @@ code of the least mean error by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
@@ -56,7 +56,7 @@ from model.rounding import DAMPING, carried, channel_groups, compensated, window
 GROWTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 """What weights may be multiplied by, beyond the gain, before they get codes."""
 WORTH_GROWING = 1.1
-"""Larger codes switch more: of these the smallest is taken that leaves no more than this times the least noise."""
+"""Of these the smallest is taken that leaves no more than this times the least noise."""
 CORRECTIONS = 2
 """How often what is wrong with the sums is taken out of the weights."""
 SAMPLED, TRIED = 256, 64
@@ -79,9 +79,11 @@ class Prospect(NamedTuple):
 class Fitting:
     """Fits quantised networks of one float network to their multipliers."""
 
-    def __init__(self, network: Network, calibration: Calibration) -> None:
-        """`calibration` is that of the network, by which it is quantised too."""
-        self._parameters, self._calibration = parameters_of(network), calibration
+    def __init__(self, network: Network, calibration: Calibration, growths: Sequence[float] = GROWTHS) -> None:
+        """`calibration` is that of the network, by which it is quantised too; `growths` are what weights may be
+        multiplied by, in ascending order from 1.
+        """
+        self._parameters, self._calibration, self._growths = parameters_of(network), calibration, growths
         self._read: dict[tuple[str, Coding, Coding], _Reads] = {}
         self._read_by_votes: dict[tuple[str, Coding], Terms] = {}
         self._known: dict[tuple[str, Product], QConv | QClassCaps | float] = {}
@@ -115,7 +117,7 @@ class Fitting:
             return self._votes_prospect(layer, table) if operation == "votes" else None
         name, conv = convolution_of(layer)
         reads = self._reads(layer) if conv is not None and name == operation else None
-        return reads.prospect(conv.mac, table) if conv is not None and reads is not None else None
+        return reads.prospect(conv.mac, table, self._growths) if conv is not None and reads is not None else None
 
     def _layer(self, layer: Layer, tables: Mapping[str, Table]) -> Layer:
         products = {name: p for name, p in layer.products().items() if not _is_exact(tables[p.component])}
@@ -152,7 +154,7 @@ class Fitting:
         gain = common_gain(reads.weights, lines, product.b)
         if not gain > LEAST_GAIN:
             return conv
-        gain *= reads.prospect(product, table).growth
+        gain *= reads.prospect(product, table, self._growths).growth
 
         def rounded(wanted: list[Reals]) -> list[Codes]:
             return [compensated(part, of, terms.upper)
@@ -207,7 +209,8 @@ class Fitting:
     def _votes_prospect(self, layer: QClassCaps, table: Table) -> Prospect:
         weights, lines = self._matrices(layer), self._of_votes(layer).lines(layer.votes, table, offsets=False)
         some = np.random.default_rng(0).integers(0, weights.shape[:2], (8 * SAMPLED, 2)).T
-        return _prospect(lines, weights[some[0], some[1]], np.repeat(lines.spread, weights.shape[2]), layer.votes.b)
+        left = np.repeat(lines.spread, weights.shape[2])
+        return _prospect(lines, weights[some[0], some[1]], left, layer.votes.b, self._growths)
 
     def _votes(self, layer: QClassCaps, table: Table) -> QClassCaps:
         """Class capsules whose votes are fitted to this product table. They have no bias."""
@@ -266,13 +269,13 @@ class _Reads:
         self.weights = [kernel[:, channels].reshape(len(kernel), -1) for channels in self.groups]
         self.terms = [Terms.of_windows(self._windows(channels), conv.mac.a, offsets) for channels in self.groups]
 
-    def prospect(self, product: Product, table: Table) -> Prospect:
-        """What fitting to a multiplier comes to, by the groups in the middle."""
+    def prospect(self, product: Product, table: Table, growths: Sequence[float]) -> Prospect:
+        """What fitting to a multiplier comes to, by the group in the middle."""
         middle = len(self.groups) // 2
         terms, parts = self.terms[middle], self.weights[middle]
         lines = terms.lines(product, table, self.offsets)
         left = lines.spread if terms.upper is None else 1 / terms.upper.diagonal() ** 2
-        return _prospect(lines, parts, left, product.b)
+        return _prospect(lines, parts, left, product.b, growths)
 
     def _windows(self, channels: slice) -> Iterator[Tensor]:
         return windows(self._values[:, channels], self._size, self._conv.stride, self._conv.padding)
@@ -325,7 +328,7 @@ class _Reads:
         return [np.repeat(weights[:, channels], math.prod(self._size), axis=1) for channels in self.groups]
 
 
-def _prospect(lines: Lines, weights: Reals, left: Reals, b: Coding) -> Prospect:
+def _prospect(lines: Lines, weights: Reals, left: Reals, b: Coding, growths: Sequence[float]) -> Prospect:
     """Of weights (O, K), in units of codes, whose errors leave `left` (K,) of the sums' squared error."""
     gain = common_gain([weights], [lines], b)
     if not gain > LEAST_GAIN:
@@ -338,7 +341,7 @@ def _prospect(lines: Lines, weights: Reals, left: Reals, b: Coding) -> Prospect:
 
     nearest = np.floor(weights + 0.5).clip(b.lo - b.zero_point, b.hi - b.zero_point)
     rounding = math.sqrt(((weights - nearest) ** 2).mean(axis=0) @ left)  # an exact multiplier's: less is not worth it
-    noises = {growth: noise(growth, TRIED) for growth in GROWTHS}
+    noises = {growth: noise(growth, TRIED) for growth in growths}
     enough = WORTH_GROWING * max(rounding, min(noises.values()))
     growth = next(growth for growth, found in noises.items() if found <= enough)
     return Prospect(noise(growth, SAMPLED), growth)

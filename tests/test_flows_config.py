@@ -11,6 +11,7 @@ import yaml
 from flows.config import Config, documentation
 from model.deepcaps import DeepCapsShape
 from model.errors import RedcaneError
+from model.fitting import GROWTHS
 from model.recipe import TrainingRecipe
 from model.resilience import ResilienceSettings
 from model.yamlfile import SIZE_LIMIT, read_yaml
@@ -158,3 +159,12 @@ def test_the_defaults_are_those_of_what_they_configure() -> None:
     config = Config.load(ROOT / "configs" / "digits.yaml")
     assert config.recipe() == TrainingRecipe()
     assert config.resilience() == ResilienceSettings()
+
+
+def test_weights_grow_only_where_larger_operands_cost_no_more(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(GOOD)
+    config = Config.load(tmp_path / "x.yaml", {})
+    assert config.assign.compare_by == "switching" and config.growths() == (1.0,)
+    other = config.comparing_by("library")
+    assert other.growths() == GROWTHS and GROWTHS[0] == 1 and sorted(GROWTHS) == list(GROWTHS)
+    assert other.comparing_by("switching") == config

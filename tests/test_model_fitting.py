@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import fitting, reference
+from model import reference
 from model.calibration import Calibration
 from model.capsnet import CapsNetShape
 from model.datasets import Dataset, load
@@ -187,7 +187,7 @@ def test_less_is_lost(form: Format, network: Network, calibration: Calibration, 
 
 @pytest.mark.parametrize("form", ["sign-magnitude", "affine"])
 def test_small_weights_get_larger_codes_where_small_codes_are_few(
-    form: Format, network: Network, calibration: Calibration, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+    form: Format, network: Network, calibration: Calibration, digits: Dataset
 ) -> None:
     """Of a multiplier that leaves out half of B's bits: most weights are smaller than its first code."""
     weights = copy.deepcopy(network)
@@ -207,8 +207,7 @@ def test_small_weights_get_larger_codes_where_small_codes_are_few(
     found = fit.prospect(exact, "primary.mac", coarse)
     assert found is not None and found.growth > 1
     grown = fit(rough)
-    monkeypatch.setattr(fitting, "GROWTHS", (1.0,))
-    alone = Fitting(weights, calibration)
+    alone = Fitting(weights, calibration, (1.0,))
     plain, small = alone.prospect(exact, "primary.mac", coarse), alone(rough)
     assert plain is not None and plain.growth == 1 and plain.noise > 1.2 * found.noise
     sizes = [np.abs(q.layers[1].conv.weights - q.layers[1].conv.mac.b.zero_point).mean() for q in (grown, small)]  # type: ignore[union-attr]

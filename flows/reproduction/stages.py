@@ -15,6 +15,7 @@ from flows.stage import PARTIAL, Json, Pipeline, Stage
 from flows.stages import stages_of, tell, write_json
 from flows.tools import need_yosys
 from model.errors import RedcaneError
+from model.fitting import GROWTHS
 
 RESULT = "reproduction.json"
 SCHEMA = 1
@@ -115,6 +116,7 @@ def _stages(run: Run, images: int | None, trial_images: int) -> list[Stage[Run]]
                 **data,
                 **library,
                 "copies": run.config.copies,
+                "growths": list(GROWTHS),
                 "versions": [stage.version for stage in others if stage.name in _CHOOSING],
             },
             require=lambda run: need_yosys(),
