@@ -55,8 +55,6 @@ from model.rounding import DAMPING, carried, channel_groups, compensated, window
 
 GROWTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 """What weights may be multiplied by, beyond the gain, before they get codes."""
-WORTH_GROWING = 1.1
-"""Of these the smallest is taken that leaves no more than this times the least noise."""
 CORRECTIONS = 2
 """How often what is wrong with the sums is taken out of the weights."""
 SAMPLED, TRIED = 256, 64
@@ -341,9 +339,8 @@ def _prospect(lines: Lines, weights: Reals, left: Reals, b: Coding, growths: Seq
 
     nearest = np.floor(weights + 0.5).clip(b.lo - b.zero_point, b.hi - b.zero_point)
     rounding = math.sqrt(((weights - nearest) ** 2).mean(axis=0) @ left)  # an exact multiplier's: less is not worth it
-    noises = {growth: noise(growth, TRIED) for growth in growths}
-    enough = WORTH_GROWING * max(rounding, min(noises.values()))
-    growth = next(growth for growth, found in noises.items() if found <= enough)
+    noises = {growth: max(noise(growth, TRIED), rounding) for growth in growths}
+    growth = min(noises, key=lambda growth: (noises[growth], growth))
     return Prospect(noise(growth, SAMPLED), growth)
 
 
