@@ -189,7 +189,8 @@ class Assign(Section):
     compare_by: Measure = Field(
         "switching",
         description="what makes a multiplier cheap: `switching`, the transistors that switch in it with an operation's "
-        "own operands, or `library`, one cost for all operations (docs/library.md)",
+        "own operands, or `library`, one cost for all operations (docs/library.md), with which fitting may multiply "
+        "weights (docs/quantization.md)",
     )
     choose_align: bool = Field(
         True,
