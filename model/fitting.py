@@ -58,7 +58,7 @@ GROWTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 CORRECTIONS = 2
 """How often what is wrong with the sums is taken out of the weights."""
 SAMPLED, TRIED = 256, 64
-"""Terms by which multipliers are compared (of the votes an eighth), and numbers to multiply weights by."""
+"""Terms by which multipliers are compared, and growths (of the votes an eighth)."""
 LEAST_GAIN = 0.05
 """A multiplier that leaves less than this of the products is not made up for."""
 
