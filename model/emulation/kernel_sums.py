@@ -36,11 +36,15 @@ class KernelSums:
     ) -> None:
         self._level, self._threads = level, torch.get_num_threads()
         self._plans: dict[str, Plan] = {}
-        self._weights: dict[str, tuple[Operand, NDArray[np.int32]]] = {}
+        self._weights: dict[str, tuple[Operand, NDArray[np.int32], NDArray[np.int32] | None]] = {}
+        self._same: dict[str, Bytes] = {}
         for key, product, length in network.products():
             weighted = key.endswith((".mac", ".votes"))
             plan = choose(product, terms[key], level, length) if weighted else table_plan(product, terms[key])
             self._plans[key] = plan
+            self._same[key] = np.arange(256, dtype=np.uint8)
+            if plan.idle >= 0:
+                self._same[key][(terms[key] == terms[key][plan.idle]).all(axis=1)] = plan.idle
         for layer in network.layers:
             if isinstance(layer, QClassCaps):
                 inputs, dim_in, *out = layer.weights.shape
@@ -56,7 +60,8 @@ class KernelSums:
         padded = np.zeros((groups, terms, -(-lanes // VECTOR) * VECTOR), np.int16)
         padded[..., :lanes] = weights
         operand = Operand(self._plans[key], padded)
-        self._weights[key] = operand, operand.columns[:, :lanes] + bias  # modulo 2^32
+        init, idle = operand.columns[:, :lanes] + bias, operand.idle(self._plans[key])  # modulo 2^32
+        self._weights[key] = operand, init, None if idle is None else init + idle[:, :lanes]
 
     def convolution(self, key: str, conv: QConv, x: Tensor, unit: Requantizer | None = None) -> Tensor:
         """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin); with `unit` the codes it makes, int16."""
@@ -64,32 +69,33 @@ class KernelSums:
         n, height, width, _ = x.shape
         height, width, pad = height + 2 * conv.padding, width + 2 * conv.padding, conv.padding
         a = np.full((n, height, width, cin), conv.mac.a.zero_point, np.uint8)
-        np.copyto(a[:, pad : height - pad, pad : width - pad], x.numpy(), casting="unsafe")
+        np.take(self._same[key], _bytes(x), out=a[:, pad : height - pad, pad : width - pad])
         rows, columns = (height - kh) // conv.stride + 1, (width - kw) // conv.stride + 1
         begins = (np.arange(n)[:, None, None] * height + np.arange(rows)[:, None] * conv.stride) * width
         begins = (begins + np.arange(columns) * conv.stride) * cin
-        weights, init = self._weights[key]
+        weights, init, idle_init = self._weights[key]
         out = np.empty((n, rows, columns, cout), np.int16 if unit else np.int32)
         shape = Shape(
             groups=1, rows=begins.size, terms=kh * kw * cin, lanes=cout, out_row=cout,
             segments=kh, a_segment=width * cin,
         )  # fmt: skip
         begins = begins.reshape(-1).astype(np.int64)
-        sums(self._plans[key], self._level, self._threads, shape, a, begins, weights, init, out, unit)
+        sums(self._plans[key], self._level, self._threads, shape, a, begins, weights, init, out, unit, idle_init)
         return torch.from_numpy(out)
 
     def votes(self, layer: QClassCaps, u: Tensor, unit: Requantizer | None = None) -> Tensor:
         """Accumulators (N, I, J, D), int32, of capsules u (N, I, Din); with `unit` the codes it makes, int16."""
         inputs, dim_in, classes, dim = layer.weights.shape
         key, n, lanes = f"{layer.name}.votes", len(u), classes * dim
-        weights, init = self._weights[key]
+        weights, init, idle_init = self._weights[key]
         out = np.empty((n, inputs, classes, dim), np.int16 if unit else np.int32)
         shape = Shape(
             groups=inputs, rows=n, terms=dim_in, lanes=lanes, out_row=inputs * lanes,
             a_group=dim_in, init_group=lanes, out_group=lanes,
         )  # fmt: skip
         begins = np.arange(n) * (inputs * dim_in)
-        sums(self._plans[key], self._level, self._threads, shape, _bytes(u), begins, weights, init, out, unit)
+        a = self._same[key][_bytes(u)]
+        sums(self._plans[key], self._level, self._threads, shape, a, begins, weights, init, out, unit, idle_init)
         return torch.from_numpy(out)
 
     def routing(self, layer: Routed, votes: Tensor) -> Routing:

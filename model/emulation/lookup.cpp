@@ -12,6 +12,7 @@
 #include <atomic>
 #include <vector>
 
+#include "active.h"
 #include "begin.h"
 #include "helpers.h"
 #include "plan.h"
@@ -23,9 +24,11 @@
 namespace {
 
 constexpr int64_t ROWS = 64;
+constexpr int64_t FEW_ROWS = 512;  // that a tile has where few terms are active: then what takes time is to load b
 constexpr int64_t FEW = 128;  // lanes
 
-// sums[m * width + n] += the values of bytes a[m * BLOCK + k] and b[k * b_term + n]
+// sums[m * width + n] += the values of bytes a[m * depth + k] and b[k * b_term + n]; where few are active, less the values
+// that they would have if a was idle
 using Micro = void (*)(const Plan &, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                        int64_t lanes, int32_t *sums, int64_t width);
 
@@ -39,21 +42,36 @@ void micro_portable(const Plan &plan, const uint8_t *a, int64_t rows, int64_t te
         }
 }
 
+void few_portable(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
+                  int64_t lanes, int32_t *sums, int64_t width) {
+    uint16_t list[DEPTH + 32];
+    const uint16_t *idle = plan.values + 256 * plan.idle;
+    for (int64_t m = 0; m < rows; m++, a += DEPTH, sums += width)
+        for (int64_t i = 0, active = active_portable(a, terms, uint8_t(plan.idle), list); i < active; i++) {
+            const uint16_t *row = plan.values + 256 * a[list[i]];
+            const uint8_t *picks = b + list[i] * b_term;
+            for (int64_t n = 0; n < lanes; n++)
+                sums[n] = int32_t(uint32_t(sums[n]) + uint32_t(row[picks[n]]) - uint32_t(idle[picks[n]]));
+        }
+}
+
 struct Kernel {
-    Micro micro = nullptr;
-    int64_t rows = ROWS;  // that a tile has at most
-    int64_t step = 1;     // rows that cost as much as one
+    Micro micro = nullptr, few = nullptr;  // of BLOCK and DEPTH terms
+    int64_t rows = ROWS, few_rows = FEW_ROWS;  // that a tile has at most
+    int64_t step = 1;                          // rows that cost as much as one
 };
 
 template <int PLANES, bool FOLDED>
 Kernel at(const Plan &plan, int32_t level, const Job &job) {
 #ifdef X86
-    if (level >= 2) return {micro512<PLANES, FOLDED>};
+    if (level >= 2) return {micro512<PLANES, FOLDED>, few512<PLANES, FOLDED>};
     if (level == 1 && job.lanes <= FEW && job.rows > job.lanes)
-        return {plan.differ ? by_lanes256<PLANES, true> : by_lanes256<PLANES, false>, PICKS};
-    if (level == 1 && job.rows > 2) return {by_rows256<PLANES, FOLDED>, ROWS, SIDE};
+        return plan.differ ? Kernel{by_lanes256<PLANES, true>, few_by_lanes256<PLANES, true>, PICKS, PICKS}
+                           : Kernel{by_lanes256<PLANES, false>, few_by_lanes256<PLANES, false>, PICKS, PICKS};
+    if (level == 1 && job.rows > 2)
+        return {by_rows256<PLANES, FOLDED>, few_by_rows256<PLANES, FOLDED>, ROWS, FEW_ROWS, SIDE};
 #endif
-    return {micro_portable};
+    return {micro_portable, few_portable};
 }
 
 Kernel choose_kernel(const Plan &plan, int32_t level, const Job &job) {
@@ -97,13 +115,26 @@ struct Tile {
     int32_t *sums;  // [m1 - m0][width]
 };
 
-void look_up(const Tile &t, Micro micro) {
-    const int64_t blocks = (t.job.terms + BLOCK - 1) / BLOCK, rows = t.m1 - t.m0;
-    std::vector<uint8_t> a(size_t((rows + 15) / 16 * 16 * BLOCK));
+// Whether few terms are active, by a sample of the rows
+bool few_active(const Plan &plan, const Job &job) {
+    constexpr int64_t SHORT = 32, EACH = 16;
+    if (!job.idle_init || job.terms < SHORT) return false;
+    std::vector<uint8_t> a(size_t(job.terms));
+    int64_t active = 0, all = 0;
+    for (int64_t i = 0; i < job.groups * job.rows; i += EACH, all += job.terms) {
+        gather_row(job, i / job.rows, i % job.rows, 0, job.terms, a.data());
+        for (const uint8_t byte : a) active += byte != plan.idle;
+    }
+    return 4 * active < 3 * all;
+}
+
+void look_up(const Tile &t, Micro micro, int64_t depth) {
+    const int64_t blocks = (t.job.terms + depth - 1) / depth, rows = t.m1 - t.m0;
+    std::vector<uint8_t> a(size_t((rows + 15) / 16 * 16 * depth));
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t k0 = t.job.terms * block / blocks, k1 = t.job.terms * (block + 1) / blocks;
         const uint8_t *b = t.job.b + t.group * t.job.b_group + k0 * t.job.b_term + t.n0;
-        for (int64_t m = 0; m < rows; m++) gather_row(t.job, t.group, t.m0 + m, k0, k1, a.data() + m * BLOCK);
+        for (int64_t m = 0; m < rows; m++) gather_row(t.job, t.group, t.m0 + m, k0, k1, a.data() + m * depth);
         micro(t.plan, a.data(), rows, k1 - k0, b, t.job.b_term, t.n1 - t.n0, t.sums, t.width);
     }
 }
@@ -135,17 +166,67 @@ void multiply(const Tile &t, Products products) {
     }
 }
 
+// Of the pairs that have an active term
+void multiply_few(const Tile &t, Active active, FewProducts products) {
+    constexpr int64_t DEEP = 256, PLACES = DEEP + 32;
+    const int64_t rows = t.m1 - t.m0, pairs = (t.job.terms + 1) / 2;
+    const uint8_t idle = uint8_t(t.plan.idle);
+    std::vector<uint8_t> a(size_t(rows * DEEP));
+    std::vector<uint16_t> lists(size_t(rows * PLACES));
+    std::vector<int64_t> counts(static_cast<size_t>(rows));
+    std::vector<int32_t> x(size_t(rows * PLACES));
+    for (int64_t p0 = 0; p0 < pairs; p0 += DEEP / 2) {
+        const int64_t p1 = std::min(pairs, p0 + DEEP / 2), end = std::min(t.job.terms, 2 * p1);
+        for (int64_t m = 0; m < rows; m++) {
+            uint8_t *bytes = a.data() + m * DEEP;
+            uint16_t *list = lists.data() + m * PLACES;
+            gather_row(t.job, t.group, t.m0 + m, 2 * p0, end, bytes);
+            if (end < 2 * p1) bytes[end - 2 * p0] = idle;
+            const int64_t terms = active(bytes, 2 * (p1 - p0), idle, list);
+            int64_t found = 0;
+            for (int64_t i = 0; i < terms; i++) {
+                const uint16_t pair = list[i] / 2;
+                found += !found || list[found - 1] != pair;
+                list[found - 1] = pair;
+            }
+            list[found] = 0;
+            counts[size_t(m)] = found;
+        }
+        for (int64_t r = 0; r < t.plan.rank; r++) {
+            const int16_t *u = t.plan.u + 256 * r;
+            for (int64_t m = 0; m < rows; m++) {
+                const uint16_t *list = lists.data() + m * PLACES;
+                for (int64_t i = 0; i < counts[size_t(m)]; i++) {
+                    const uint8_t *bytes = a.data() + m * DEEP + 2 * list[i];
+                    const int16_t both[2] = {u[bytes[0]], u[bytes[1]]};
+                    std::memcpy(&x[size_t(m * PLACES + i)], both, sizeof both);
+                }
+                x[size_t(m * PLACES + counts[size_t(m)])] = 0;
+            }
+            for (int64_t n = t.n0; n < t.n1; n += VECTOR) {
+                const int64_t at = ((n / VECTOR * t.plan.rank + r) * pairs + p0) * 2 * VECTOR;
+                const int16_t *w = t.job.w + t.group * t.job.w_group + at;
+                for (int64_t m = 0; m < rows; m++)
+                    products(x.data() + m * PLACES, lists.data() + m * PLACES, counts[size_t(m)], w,
+                             t.sums + m * t.width + (n - t.n0));
+            }
+        }
+    }
+}
+
 // How the steps of a tile are done
 struct Steps {
     Begin begin;
     Micro micro;
     Products products;
+    Active active;  // null, unless few terms are
+    FewProducts few_products;
     Requantize requantize;
 };
 
-void begin(const Tile &t, Begin row_begins) {
+void begin(const Tile &t, const int32_t *init, Begin row_begins) {
     const int64_t eights = t.plan.differ ? (t.job.terms + 7) / 8 : 0;
-    const int32_t *init = t.job.init + t.group * t.job.init_group + t.n0;
+    init += t.group * t.job.init_group + t.n0;
     const uint8_t *b_signs = eights ? t.job.signs + t.group * t.job.signs_group + t.n0 : nullptr;
     std::vector<uint8_t> a(size_t(t.job.terms + 8), 0), a_signs(size_t(eights), 0);
     for (int64_t m = t.m0; m < t.m1; m++) {
@@ -160,9 +241,10 @@ void begin(const Tile &t, Begin row_begins) {
 }
 
 void compute(const Tile &t, const Steps &steps) {
-    begin(t, steps.begin);
-    if (steps.micro) look_up(t, steps.micro);
-    if (t.plan.rank) multiply(t, steps.products);
+    const bool few = steps.active;
+    begin(t, few ? t.job.idle_init : t.job.init, steps.begin);
+    if (steps.micro) look_up(t, steps.micro, few ? DEPTH : BLOCK);
+    if (t.plan.rank) few ? multiply_few(t, steps.active, steps.few_products) : multiply(t, steps.products);
     for (int64_t m = t.m0; m < t.m1; m++) {
         const int32_t *sums = t.sums + (m - t.m0) * t.width;
         const int64_t at = t.group * t.job.out_group + m * t.job.out_row + t.n0;
@@ -196,7 +278,8 @@ int32_t redcane_level() {
 #ifdef X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
+        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+        __builtin_cpu_supports("avx512vnni"))
         return 2;
     if (__builtin_cpu_supports("avx2")) return 1;
 #endif
@@ -205,11 +288,14 @@ int32_t redcane_level() {
 
 void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threads) {
     const Kernel kernel = choose_kernel(*plan, level, *job);
-    const Steps steps{choose_begin(level), kernel.micro, choose_products(level), choose_requantize(level)};
+    const bool few = (kernel.few || !kernel.micro) && few_active(*plan, *job);
+    const int64_t most = few ? kernel.few_rows : kernel.rows;
+    const Steps steps{choose_begin(level), few ? kernel.few : kernel.micro, choose_products(level),
+                      few ? choose_active(level) : nullptr, choose_few_products(level), choose_requantize(level)};
     const int64_t across = (job->lanes + LANES - 1) / LANES;
     // Few rows are divided so that every thread has some, and as many as the others; each pass over b has its price.
     const int64_t strips = job->groups * across, each = threads > 1 ? 2 * threads : 1;
-    const int64_t wanted = std::max((each + strips - 1) / strips, (job->rows + kernel.rows - 1) / kernel.rows);
+    const int64_t wanted = std::max((each + strips - 1) / strips, (job->rows + most - 1) / most);
     const int64_t fair = strips < each ? (wanted + threads - 1) / threads * threads : wanted;
     const int64_t down = std::max<int64_t>(1, std::min(job->rows, fair)), tiles = strips * down;
     const int64_t height = (job->rows + down - 1) / down + kernel.step;

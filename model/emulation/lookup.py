@@ -32,7 +32,7 @@ Sums = NDArray[np.int32] | NDArray[np.int16]
 class _Plan(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "planes", "turned", "row", "u")),
-        *((name, ctypes.c_int32) for name in ("n_planes", "folded", "rank", "differ")),
+        *((name, ctypes.c_int32) for name in ("n_planes", "folded", "rank", "differ", "idle")),
     )
 
 
@@ -42,7 +42,8 @@ class _Requantizer(ctypes.Structure):
 
 class _Job(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("a", "b", "w", "signs", "init", "out", "codes", "unit", "a_rows")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "w", "signs", "init", "idle_init", "out", "codes", "unit")),
+        ("a_rows", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("groups", "rows", "terms", "lanes", "segments", "a_segment")),
         *((name, ctypes.c_int64) for name in ("a_group", "b_group", "w_group", "signs_group")),
         *((name, ctypes.c_int64) for name in ("init_group", "out_group", "b_term", "out_row")),
@@ -120,8 +121,7 @@ class Operand:
         self.columns = np.zeros((groups, lanes), np.int32)
         """What the plan's columns add to the sums."""
         if plan.column.any():
-            columns = (_pointer(plan.column), _pointer(self.bytes), _pointer(self.columns))
-            _library().redcane_columns(*columns, *map(ctypes.c_int64, (groups, terms, lanes)))
+            self.columns = self._sums_of(plan.column, groups)
         if not count:
             self.bytes = np.zeros(0, np.uint8)
         self.pairs = np.zeros((groups, -(-lanes // VECTOR), rank, -(-terms // 2), VECTOR, 2), np.int16)
@@ -134,13 +134,30 @@ class Operand:
             signs = (_pointer(codes), _pointer(self.signs))
             _library().redcane_signs(*signs, *map(ctypes.c_int64, (groups, terms, lanes)))
 
+    def idle(self, plan: Plan) -> NDArray[np.int32] | None:
+        """What all values of an idle a add to the sums (groups, lanes); None if the plan has no such a."""
+        if plan.idle < 0:
+            return None
+        if not plan.shape[0]:
+            return np.zeros_like(self.columns)
+        return self._sums_of(plan.values[plan.idle].astype(np.int32), len(self.columns))
+
+    def _sums_of(self, column: NDArray[np.int32], groups: int) -> NDArray[np.int32]:
+        """The sums (groups, lanes) over all terms of what each byte has in a column (256,), modulo 2^32."""
+        out = np.empty((groups, self.lanes), np.int32)
+        arrays = (_pointer(column), _pointer(self.bytes), _pointer(out))
+        _library().redcane_columns(*arrays, *map(ctypes.c_int64, (groups, self.terms, self.lanes)))
+        return out
+
 
 def sums(
     plan: Plan, level: str, threads: int, shape: Shape,
     a: Bytes, a_rows: NDArray[np.int64], b: Operand, init: NDArray[np.int32], out: Sums,
-    unit: Requantizer | None = None,
+    unit: Requantizer | None = None, idle_init: NDArray[np.int32] | None = None,
 ) -> None:  # fmt: skip
     """out = init + the sums of values, products and rows (int32), or the codes that `unit` makes of them (int16).
+
+    With `idle_init`, which is init and the values' sums for an idle a, terms that are idle may be left out.
 
     Nothing is checked: the caller's shapes must be right.
     """
@@ -149,6 +166,7 @@ def sums(
     codes = _requantizer(unit) if unit else None
     job = _Job(
         *(_pointer(array) for array in (a, b.bytes, b.pairs, b.signs, init)),
+        None if idle_init is None else _pointer(idle_init),
         *((None, _pointer(out), ctypes.addressof(codes)) if codes else (_pointer(out), None, None)),
         _pointer(a_rows),
         *(shape.groups, shape.rows, shape.terms, shape.lanes, shape.segments, shape.a_segment),
@@ -157,7 +175,7 @@ def sums(
     )
     tables = (_pointer(plan.values), _pointer(plan.planes), _pointer(plan.turned))
     given = _Plan(*tables, _pointer(plan.row) if plan.row.any() else None, _pointer(plan.u), plan.shape[0],
-                  plan.folded, plan.shape[1], plan.differ)  # fmt: skip
+                  plan.folded, plan.shape[1], plan.differ, plan.idle)  # fmt: skip
     small = shape.groups * shape.rows * shape.terms * shape.lanes < _SMALL
     _library().redcane_sums(
         ctypes.byref(given), ctypes.byref(job), ctypes.c_int32(LEVELS.index(level)),

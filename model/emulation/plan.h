@@ -11,7 +11,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define X86 1
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vnni")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vbmi2,avx512vnni")))
 #define AVX2 __attribute__((target("avx2")))
 #endif
 
@@ -27,6 +27,7 @@ struct Plan {
     int32_t folded;          // 128 entries, else 256
     int32_t rank;
     int32_t differ;  // added where the signs of a and b differ, if it is not 0
+    int32_t idle;    // the byte of a whose terms come to nothing, if any: else -1
 };
 
 struct Requantizer {
@@ -41,6 +42,7 @@ struct Job {
     const int16_t *w;   // [lanes / VECTOR][rank][pairs of terms][VECTOR][2]: b's factors
     const uint8_t *signs;   // [eights of terms][b_term]: b's signs
     const int32_t *init;
+    const int32_t *idle_init;  // init, and the values of b's bytes with the idle byte of a; or null
     int32_t *out;
     int16_t *codes;           // instead of the sums, if `unit` makes codes of them
     const Requantizer *unit;  // or null
@@ -57,6 +59,7 @@ namespace {
 
 constexpr int64_t LANES = 256;  // of a tile
 constexpr int64_t BLOCK = 128;  // terms at once; 128 * 255 < 2^15: sums of bytes stay signed 16-bit numbers
+constexpr int64_t DEPTH = 1024;  // the same where few are looked up
 constexpr int64_t VECTOR = 64;  // lanes that a micro-kernel's step has; b may be read up to the next multiple
 
 }  // namespace

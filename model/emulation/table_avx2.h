@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "active.h"
 #include "plan.h"
 
 #ifdef X86
@@ -38,18 +39,41 @@ template <int PLANES>
 class Sums {
   public:
     // `sides` of the one are `step` apart; `picks`, so many, are the other's. Of a folded table the upper half of a
-    // row is the lower one's complement.
+    // row is the lower one's complement. Terms are those listed.
     template <bool FOLDED>
     AVX2 void add(const uint16_t *table, const uint8_t *sides, int64_t step, int64_t side_term, const uint8_t *picks,
-                  int64_t pick_term, int64_t count, int64_t terms, const uint32_t *used) {
+                  int64_t pick_term, int64_t count, const uint16_t *list, int64_t terms, const uint32_t *used) {
         for (int64_t k = 0; k < terms;) {
             const int64_t some = terms - k < TERMS ? 1 : TERMS;
-            for (int64_t i = 0; i < some; i++)
-                lay_out<FOLDED>(table, sides + (k + i) * side_term, step, used[k + i], laid_[i]);
+            const uint8_t *each[TERMS];
+            for (int64_t i = 0; i < some; i++) {
+                const int64_t at = list[k + i];
+                lay_out<FOLDED>(table, sides + at * side_term, step, used[at], laid_[i]);
+                each[i] = picks + at * pick_term;
+            }
             const auto pick = k ? (some == TERMS ? &Sums::pick<TERMS, false> : &Sums::pick<1, false>)
                                 : (some == TERMS ? &Sums::pick<TERMS, true> : &Sums::pick<1, true>);
-            (this->*pick)(picks + k * pick_term, pick_term, count);
+            (this->*pick)(each, count);
             k += some;
+        }
+    }
+
+    AVX2 void clear(int64_t count) {
+        for (int64_t n = 0; n < count; n++) low_[n] = high_[n] = _mm256_setzero_si256();
+    }
+
+    // What the picks listed have beyond the `idle` one, of one term
+    template <bool FOLDED>
+    AVX2 void add_some(const uint16_t *table, const uint8_t *sides, const uint8_t *picks, const uint16_t *list,
+                       int64_t count, uint8_t idle, uint32_t used) {
+        lay_out<FOLDED>(table, sides, 1, used | 1u << idle / 8, laid_[0]);
+        const __m256i none = laid_[0][idle], none_high = _mm256_srli_epi16(none, 8);
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t n = list[i];
+            const __m256i word = laid_[0][picks[n]];
+            low_[n] = _mm256_add_epi16(low_[n], _mm256_sub_epi16(word, none));
+            if constexpr (PLANES == 2)
+                high_[n] = _mm256_add_epi16(high_[n], _mm256_sub_epi16(_mm256_srli_epi16(word, 8), none_high));
         }
     }
 
@@ -105,11 +129,11 @@ class Sums {
 
     // The first terms' sums take the place of those before
     template <int COUNT, bool FIRST>
-    AVX2 void pick(const uint8_t *picks, int64_t pick_term, int64_t count) {
+    AVX2 void pick(const uint8_t *const (&picks)[TERMS], int64_t count) {
         for (int64_t n = 0; n < count; n++) {
-            __m256i word = laid_[0][picks[n]], byte = _mm256_srli_epi16(word, 8);
+            __m256i word = laid_[0][picks[0][n]], byte = _mm256_srli_epi16(word, 8);
             UNROLLED for (int k = 1; k < COUNT; k++) {
-                const __m256i next = laid_[k][picks[k * pick_term + n]];
+                const __m256i next = laid_[k][picks[k][n]];
                 word = _mm256_add_epi16(word, next);
                 byte = _mm256_add_epi16(byte, _mm256_srli_epi16(next, 8));
             }
@@ -170,18 +194,61 @@ AVX2 inline uint32_t eights(const uint8_t *picks, int64_t count) {
     return used;
 }
 
+// The places 0, 1, ...
+inline void all_of(int64_t count, uint16_t *list) {
+    for (int64_t k = 0; k < count; k++) list[k] = uint16_t(k);
+}
+
 // A micro-kernel, rows side by side; a has room for the next multiple of sixteen rows
 template <int PLANES, bool FOLDED>
 AVX2 void by_rows256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                      int64_t lanes, int32_t *sums, int64_t width) {
     static_assert(LANES <= PICKS);
+    uint16_t list[BLOCK];
     uint32_t used[BLOCK];
+    all_of(terms, list);
     for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(b + k * b_term, lanes);
     Sums<PLANES> of;
     for (; rows > 0; rows -= SIDE, a += SIDE * BLOCK, sums += SIDE * width) {
-        of.template add<FOLDED>(plan.values, a, BLOCK, 1, b, b_term, lanes, terms, used);
+        of.template add<FOLDED>(plan.values, a, BLOCK, 1, b, b_term, lanes, list, terms, used);
         of.flush_rows(std::min(SIDE, rows), lanes, sums, width);
     }
+}
+
+// The same of at most `DEPTH` terms, without those that none of sixteen rows has active
+template <int PLANES, bool FOLDED>
+AVX2 void few_by_rows256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
+                         int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
+    const uint8_t idle = uint8_t(plan.idle);
+    const int32_t value = plan.values[256 * idle], beyond = plan.values[256 * idle + 128] - value;
+    uint32_t used[DEPTH];
+    for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(b + k * b_term, lanes);
+    Sums<PLANES> of;
+    for (; rows > 0; rows -= SIDE, a += SIDE * DEPTH, sums += SIDE * width) {
+        const int64_t sides = std::min(SIDE, rows);
+        uint8_t any[DEPTH] = {};
+        uint16_t list[DEPTH + 32];
+        for (int64_t i = 0; i < sides; i++)
+            for (int64_t k = 0; k < terms; k++) any[k] |= a[i * DEPTH + k] ^ idle;
+        const int64_t active = active_portable(any, terms, 0, list);
+        for (int64_t k0 = 0; k0 < active; k0 += BLOCK) {
+            const int64_t count = std::min(BLOCK, active - k0);
+            of.template add<FOLDED>(plan.values, a, DEPTH, 1, b, b_term, lanes, list + k0, count, used);
+            of.flush_rows(sides, lanes, sums, width);
+            if constexpr (!FOLDED) continue;  // an idle term's value is 0
+            uint8_t negative[LANES] = {};
+            for (int64_t k = k0; k < k0 + count; k++)
+                for (int64_t n = 0; n < lanes; n++) negative[n] += b[list[k] * b_term + n] >> 7;
+            for (int64_t i = 0; i < sides; i++)
+                for (int64_t n = 0; n < lanes; n++) sums[i * width + n] -= int32_t(count) * value + negative[n] * beyond;
+        }
+    }
+}
+
+// How bytes of a pick from the table turned over: where both operands have signs, its rows are folded too
+template <bool FOLDED>
+uint8_t pick_of(uint8_t byte) {
+    return FOLDED && byte >= 128 ? uint8_t(128 - byte) : byte;  // sign and magnitude
 }
 
 // A micro-kernel of at most `PICKS` rows, lanes side by side. Where both operands have signs the entries, here a's, are
@@ -190,17 +257,45 @@ template <int PLANES, bool FOLDED>
 AVX2 void by_lanes256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                       int64_t lanes, int32_t *sums, int64_t width) {
     uint8_t by_term[BLOCK * PICKS];
+    uint16_t list[BLOCK];
     uint32_t used[BLOCK];
+    all_of(terms, list);
     for (int64_t m = 0; m < rows; m++)
-        for (int64_t k = 0; k < terms; k++) {
-            const uint8_t byte = a[m * BLOCK + k];
-            by_term[k * PICKS + m] = FOLDED && byte >= 128 ? uint8_t(128 - byte) : byte;  // sign and magnitude
-        }
+        for (int64_t k = 0; k < terms; k++) by_term[k * PICKS + m] = pick_of<FOLDED>(a[m * BLOCK + k]);
     for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(by_term + k * PICKS, rows);
     Sums<PLANES> of;
     for (int64_t n = 0; n < lanes; n += SIDE) {
-        of.template add<FOLDED>(plan.turned, b + n, 1, b_term, by_term, PICKS, rows, terms, used);
+        of.template add<FOLDED>(plan.turned, b + n, 1, b_term, by_term, PICKS, rows, list, terms, used);
         of.flush_lanes(rows, sums + n, width);
+    }
+}
+
+// The same of at most `DEPTH` terms, which pick for the rows that have them active
+template <int PLANES, bool FOLDED>
+AVX2 void few_by_lanes256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
+                          int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
+    const uint8_t idle = uint8_t(plan.idle);
+    uint8_t by_term[BLOCK * PICKS];
+    uint16_t lists[BLOCK][PICKS + 32];
+    uint32_t used[BLOCK];
+    int64_t counts[BLOCK];
+    Sums<PLANES> of;
+    for (int64_t k0 = 0; k0 < terms; k0 += BLOCK) {
+        const int64_t count = std::min(BLOCK, terms - k0);
+        for (int64_t m = 0; m < rows; m++)
+            for (int64_t k = 0; k < count; k++) by_term[k * PICKS + m] = pick_of<FOLDED>(a[m * DEPTH + k0 + k]);
+        for (int64_t k = 0; k < count; k++) {
+            used[k] = eights<FOLDED>(by_term + k * PICKS, rows);
+            counts[k] = active_portable(by_term + k * PICKS, rows, idle, lists[k]);
+        }
+        for (int64_t n = 0; n < lanes; n += SIDE) {
+            of.clear(rows);
+            for (int64_t k = 0; k < count; k++)
+                if (counts[k])
+                    of.template add_some<FOLDED>(plan.turned, b + (k0 + k) * b_term + n, by_term + k * PICKS, lists[k],
+                                                 counts[k], idle, used[k]);
+            of.flush_lanes(rows, sums + n, width);
+        }
     }
 }
 

@@ -2,11 +2,11 @@
 
 #pragma once
 
+#include "active.h"
 #include "plan.h"
 
 #ifdef X86
 namespace {
-
 
 // sums += the lanes of `all` (bytes summed as words, the odd ones in the high half) and `odd`, plane by plane
 template <int PLANES>
@@ -31,23 +31,45 @@ AVX512 inline void flush512(const __m512i (&all)[PLANES], const __m512i (&odd)[P
         _mm512_storeu_si512(sums + 16 * i, _mm512_add_epi32(_mm512_loadu_si512(sums + 16 * i), in_order[i]));
 }
 
-// `WIDE` vectors of lanes at once
-template <int PLANES, bool FOLDED, int WIDE>
-AVX512 inline void wide512(const uint8_t *table, const uint8_t *a, int64_t terms, const uint8_t *b, int64_t b_term,
-                           int32_t *sums) {
+constexpr int64_t AHEAD = 8;  // terms of which some are skipped: what follows is asked for in time
+
+// sums -= base, and `each` for what is counted in each lane
+AVX512 inline void less512(__m512i counts, int32_t each, int32_t base, int32_t *sums) {
+    const __m512i times = _mm512_set1_epi32(each), bases = _mm512_set1_epi32(base);
+    const __m128i sixteen[4] = {_mm512_extracti32x4_epi32(counts, 0), _mm512_extracti32x4_epi32(counts, 1),
+                                _mm512_extracti32x4_epi32(counts, 2), _mm512_extracti32x4_epi32(counts, 3)};
+    UNROLLED for (int i = 0; i < 4; i++) {
+        const __m512i less = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_cvtepu8_epi32(sixteen[i]), times), bases);
+        _mm512_storeu_si512(sums + 16 * i, _mm512_sub_epi32(_mm512_loadu_si512(sums + 16 * i), less));
+    }
+}
+
+// `WIDE` vectors of lanes at once: of the terms 0 ... count - 1 or, with SOME, of those listed what they have beyond an
+// idle term's value, which is `idle`, or `negated` where b is negative
+template <int PLANES, bool FOLDED, int WIDE, bool SOME>
+AVX512 inline void wide512(const uint8_t *table, const uint8_t *a, const uint16_t *list, int64_t count,
+                           const uint8_t *b, int64_t b_term, int32_t idle, int32_t negated, int32_t *sums) {
     constexpr int REGISTERS = FOLDED ? 2 : 4;
     const __m512i ones = _mm512_set1_epi8(-1);
-    __m512i all[WIDE][PLANES], odd[WIDE][PLANES];
-    UNROLLED for (int v = 0; v < WIDE; v++)
+    __m512i all[WIDE][PLANES], odd[WIDE][PLANES], negative[WIDE];
+    UNROLLED for (int v = 0; v < WIDE; v++) {
         UNROLLED for (int i = 0; i < PLANES; i++) all[v][i] = odd[v][i] = _mm512_setzero_si512();
-    for (int64_t k = 0; k < terms; k++, b += b_term) {
-        const uint8_t *row = table + int64_t(a[k]) * (PLANES * REGISTERS * 64);
+        negative[v] = _mm512_setzero_si512();
+    }
+    for (int64_t n = 0; n < count; n++) {
+        const int64_t k = SOME ? list[n] : n;
+        const uint8_t *row = table + int64_t(a[k]) * (PLANES * REGISTERS * 64), *picks = b + k * b_term;
+        if constexpr (SOME) {
+            const auto *soon = reinterpret_cast<const char *>(b + list[n + AHEAD] * b_term);
+            UNROLLED for (int v = 0; v < WIDE; v++) _mm_prefetch(soon + 64 * v, _MM_HINT_T0);
+        }
         __m512i t[PLANES][REGISTERS];
         UNROLLED for (int i = 0; i < PLANES; i++)
             UNROLLED for (int j = 0; j < REGISTERS; j++) t[i][j] = _mm512_loadu_si512(row + 64 * (i * REGISTERS + j));
         UNROLLED for (int v = 0; v < WIDE; v++) {
-            const __m512i index = _mm512_loadu_si512(b + 64 * v);
+            const __m512i index = _mm512_loadu_si512(picks + 64 * v);
             const __mmask64 top = _mm512_movepi8_mask(index);
+            if constexpr (SOME && FOLDED) negative[v] = _mm512_mask_sub_epi8(negative[v], top, negative[v], ones);
             UNROLLED for (int i = 0; i < PLANES; i++) {
                 __m512i picked = _mm512_permutex2var_epi8(t[i][0], index, t[i][1]);
                 if constexpr (FOLDED)
@@ -59,20 +81,44 @@ AVX512 inline void wide512(const uint8_t *table, const uint8_t *a, int64_t terms
             }
         }
     }
-    UNROLLED for (int v = 0; v < WIDE; v++) flush512<PLANES>(all[v], odd[v], sums + 64 * v);
+    UNROLLED for (int v = 0; v < WIDE; v++) {
+        flush512<PLANES>(all[v], odd[v], sums + 64 * v);
+        if constexpr (SOME && FOLDED) less512(negative[v], negated - idle, int32_t(count) * idle, sums + 64 * v);
+    }
+}
+
+// All lanes
+template <int PLANES, bool FOLDED, bool SOME>
+AVX512 inline void row512(const Plan &plan, const uint8_t *a, const uint16_t *list, int64_t count, const uint8_t *b,
+                          int64_t b_term, int64_t lanes, int32_t *sums) {
+    const uint16_t *of_idle = plan.values + 256 * std::max(plan.idle, 0);
+    const int32_t idle = of_idle[0], negated = of_idle[128];
+    int64_t n = 0;
+    for (; n + VECTOR * 3 < lanes; n += VECTOR * 4)
+        wide512<PLANES, FOLDED, 4, SOME>(plan.planes, a, list, count, b + n, b_term, idle, negated, sums + n);
+    for (; n + VECTOR < lanes; n += VECTOR * 2)
+        wide512<PLANES, FOLDED, 2, SOME>(plan.planes, a, list, count, b + n, b_term, idle, negated, sums + n);
+    for (; n < lanes; n += VECTOR)
+        wide512<PLANES, FOLDED, 1, SOME>(plan.planes, a, list, count, b + n, b_term, idle, negated, sums + n);
 }
 
 template <int PLANES, bool FOLDED>
 AVX512 void micro512(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                      int64_t lanes, int32_t *sums, int64_t width) {
-    for (; rows > 1; rows--, a += BLOCK, sums += width)
-        micro512<PLANES, FOLDED>(plan, a, 1, terms, b, b_term, lanes, sums, width);
-    int64_t n = 0;
-    for (; n + VECTOR * 3 < lanes; n += VECTOR * 4)
-        wide512<PLANES, FOLDED, 4>(plan.planes, a, terms, b + n, b_term, sums + n);
-    for (; n + VECTOR < lanes; n += VECTOR * 2)
-        wide512<PLANES, FOLDED, 2>(plan.planes, a, terms, b + n, b_term, sums + n);
-    for (; n < lanes; n += VECTOR) wide512<PLANES, FOLDED, 1>(plan.planes, a, terms, b + n, b_term, sums + n);
+    for (; rows > 0; rows--, a += BLOCK, sums += width)
+        row512<PLANES, FOLDED, false>(plan, a, nullptr, terms, b, b_term, lanes, sums);
+}
+
+// A micro-kernel of at most `DEPTH` terms of which few are active
+template <int PLANES, bool FOLDED>
+AVX512 void few512(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
+                   int64_t lanes, int32_t *sums, int64_t width) {
+    uint16_t list[DEPTH + 32] = {};  // behind the last, too, are places
+    for (; rows > 0; rows--, a += DEPTH, sums += width) {
+        const int64_t active = active512(a, terms, uint8_t(plan.idle), list);
+        for (int64_t n = 0; n < active; n += BLOCK)
+            row512<PLANES, FOLDED, true>(plan, a, list + n, std::min(BLOCK, active - n), b, b_term, lanes, sums);
+    }
 }
 
 }  // namespace
