@@ -230,10 +230,29 @@ def test_class_capsules(
         if at == 0:
             wanted = reference.products(product, table, a.transpose(0, 2, 1)[..., None], vote).sum(axis=1)
         else:
-            wanted = reference.products(product, table, a[:, None], vote).sum(axis=3)
+            wanted = reference.products(product, table, a[:, None], vote).sum(axis=3).swapaxes(1, 2)
         for unit in units:
-            found = unit.routing(layer, torch.from_numpy(vote))[at](torch.from_numpy(a))
-            np.testing.assert_array_equal(found.numpy(), wanted)
+            sums = unit.routing(layer, torch.from_numpy(vote))[at]
+            np.testing.assert_array_equal(sums(torch.from_numpy(a), None).numpy(), wanted)
+            np.testing.assert_array_equal(sums(torch.from_numpy(a), requantizer).numpy(), requantizer(wanted))
+
+
+@pytest.mark.skipif(BEST is None, reason="there is no C++ compiler")
+@given(
+    st.sampled_from((127, 255)), st.floats(1e-3, 1.0), st.integers(1, 4), st.integers(1, 12),
+    st.sampled_from((1, 63, 64, 65, 1152)), st.integers(1, 3), seeds,
+)  # fmt: skip
+@settings(max_examples=30, deadline=None)
+def test_softmax(one: int, scale: float, count: int, classes: int, inputs: int, threads: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    product = Product("sign-magnitude", SIGNED if one == 127 else UNSIGNED, SIGNED, SIGNED, UNIT, "exact")
+    weights, squashed = np.zeros((inputs, 1, classes, 1), np.int16), Squash.for_scales(0.01, SIGNED)
+    layer = QClassCaps("caps", weights, product, product, product, exp_table(scale), squashed, 2)
+    logits = codes(rng, SIGNED, (count, classes, inputs)) >> rng.integers(0, 9, (count, 1, 1)).astype(np.int16)
+    logits[..., 0] = rng.choice((-127, 127), classes)  # as far from each other as they can be
+    wanted = reference.softmax(layer.exp_table, logits, one)
+    np.testing.assert_array_equal(lookup.softmax(layer, logits, threads), wanted)
+    np.testing.assert_array_equal(GatherSums({}).softmax(layer, torch.from_numpy(logits)).numpy(), wanted)
 
 
 @levels

@@ -110,7 +110,7 @@ def _measure(samples: dict[str, Plan], level: str, short: bool) -> dict[str, flo
     rng = np.random.default_rng(1)
     a = rng.integers(0, 256, (groups, rows, terms)).astype(np.uint8)
     codes = rng.integers(-127, 128, (groups, terms, lanes)).astype(np.int16)
-    operands = {name: Operand(plan, codes) for name, plan in samples.items()}
+    operands = {name: Operand.of_weights(plan, codes) for name, plan in samples.items()}
     begins = np.arange(rows) * terms
     out = np.empty((groups, rows, lanes), np.int32)
     times = dict.fromkeys(samples, np.inf)

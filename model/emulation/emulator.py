@@ -169,13 +169,14 @@ class Emulator:
                     trace[f"{layer.name}.squash"] = self._sums.squash(layer.squash, s)
 
     def _codes(
-        self, key: str, sums: Callable[[Requantizer | None], Tensor], unit: Requantizer, observe: Observer | None
-    ) -> Tensor:
+        self, key: str, sums: Callable[[Requantizer | None], Tensor], unit: Requantizer, observe: Observer | None,
+        iteration: int = 0,
+    ) -> Tensor:  # fmt: skip
         """The codes that `unit` makes of sums, of which an engine makes codes itself unless they are observed."""
         if observe is None:
             return sums(unit)
         accumulators = sums(None)
-        observe(key, 0, accumulators)
+        observe(key, iteration, accumulators)
         return self._sums.requantize(unit, accumulators)
 
     def _conv_capsules_3d(
@@ -206,22 +207,19 @@ class Emulator:
 
     def _route(self, layer: Routed, votes: Tensor, trace: dict[str, Tensor], observe: Observer | None) -> None:
         """Dynamic routing of votes (N, I, J, D)."""
-        seen = observe or (lambda key, iteration, accumulators: None)
         name = layer.name
         n, inputs, classes, _ = votes.shape
         b = votes.new_zeros(n, classes, inputs)
         weighted_sum, agreement = self._sums.routing(layer, votes)
         for t in range(1, layer.iterations + 1):
-            k = trace[f"{name}.softmax.{t}"] = softmax(layer, b)
-            accumulators = weighted_sum(k)  # (N, J, D)
-            seen(f"{name}.weighted_sum", t, accumulators)
-            s = trace[f"{name}.weighted_sum.{t}"] = self._sums.requantize(layer.weighted_sum.requantizer, accumulators)
-            v = trace[f"{name}.squash.{t}"] = self._sums.squash(layer.squash, s)  # (N, J, D)
+            k = trace[f"{name}.softmax.{t}"] = self._sums.softmax(layer, b)
+            key, unit = f"{name}.weighted_sum", layer.weighted_sum.requantizer
+            s = trace[f"{key}.{t}"] = self._codes(key, partial(weighted_sum, k), unit, observe, t)  # (N, J, D)
+            v = trace[f"{name}.squash.{t}"] = self._sums.squash(layer.squash, s)
             if t < layer.iterations:
-                accumulators = agreement(v)  # (N, I, J)
-                seen(f"{name}.agreement", t, accumulators)
-                change = self._sums.requantize(layer.agreement.requantizer, accumulators).mT
-                b = trace[f"{name}.agreement.{t}"] = (b + change).clamp(-127, 127)
+                key, unit = f"{name}.agreement", layer.agreement.requantizer
+                change = self._codes(key, partial(agreement, v), unit, observe, t)  # (N, J, I)
+                b = trace[f"{key}.{t}"] = (b + change).clamp(-127, 127)
 
 
 def device_memory(device: torch.device) -> int:
@@ -235,14 +233,6 @@ def add(adder: Adder, a: Tensor, b: Tensor) -> Tensor:
     wide = (a.int() - adder.a.zero_point) * ma + (b.int() - adder.b.zero_point) * mb
     q = ((wide + (1 << (adder.shift - 1))) >> adder.shift) + adder.out.zero_point
     return q.clamp(adder.out.lo, adder.out.hi).short()
-
-
-def softmax(layer: Routed, b: Tensor) -> Tensor:
-    """Coupling coefficients (N, J, I) of logits (N, J, I), over j; their highest code stands for 1."""
-    table = torch.from_numpy(layer.exp_table.astype(np.int64)).to(b.device)
-    e = table[(b.amax(dim=1, keepdim=True) - b).int()]
-    r = torch.div(layer.weighted_sum.a.hi << 16, e.sum(dim=1, keepdim=True), rounding_mode="floor")
-    return ((e * r + (1 << 15)) >> 16).short()
 
 
 def image_bytes(network: QNetwork) -> int:

@@ -16,8 +16,9 @@ from model.qnetwork import FLOAT_BITS, QClassCaps, QConv, Requantizer, Routed, S
 
 SUMMED_AT_ONCE = 2**18  # accumulators that a gather works on together: 1 MiB stays in a core's cache
 
-Routing = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
-"""The weighted sums (N, J, D) of couplings (N, J, I), and the agreements (N, I, J) of capsules (N, J, D)."""
+Routing = tuple[Callable[[Tensor, Requantizer | None], Tensor], Callable[[Tensor, Requantizer | None], Tensor]]
+"""The weighted sums (N, J, D) of couplings (N, J, I), and the agreements (N, J, I) of capsules (N, J, D): accumulators
+or, with a unit, the codes that it makes."""
 
 
 class GatherSums:
@@ -38,15 +39,19 @@ class GatherSums:
         """The two sums over the codes of votes (N, I, J, D)."""
         row = (votes.int() & 255) << 8  # of the votes in either transposed term table
 
-        def weighted_sum(k: Tensor) -> Tensor:
+        def weighted_sum(k: Tensor, unit: Requantizer | None) -> Tensor:
             terms = gather(self._terms[f"{layer.name}.weighted_sum"], row + (k.int() & 255).mT[..., None])
-            return terms.sum(dim=1, dtype=torch.int32)
+            return self._finished(terms.sum(dim=1, dtype=torch.int32), unit)
 
-        def agreement(v: Tensor) -> Tensor:
+        def agreement(v: Tensor, unit: Requantizer | None) -> Tensor:
             terms = gather(self._terms[f"{layer.name}.agreement"], row + (v.int()[:, None] & 255))
-            return terms.sum(dim=3, dtype=torch.int32)
+            return self._finished(terms.sum(dim=3, dtype=torch.int32).mT, unit)
 
         return weighted_sum, agreement
+
+    def softmax(self, layer: Routed, logits: Tensor) -> Tensor:
+        """Coupling coefficients (N, J, I) of logits (N, J, I)."""
+        return softmax(layer, logits)
 
     def _finished(self, accumulators: Tensor, unit: Requantizer | None) -> Tensor:
         return self.requantize(unit, accumulators) if unit else accumulators
@@ -123,6 +128,14 @@ def capsule_votes(layer: QClassCaps, terms: Tensor, u: Tensor) -> Tensor:
     for i in range(inputs):
         accumulate(terms, bytes_in[i], weights[i], out[i])
     return out.transpose(0, 1).reshape(len(u), inputs, classes, dim_out)
+
+
+def softmax(layer: Routed, b: Tensor) -> Tensor:
+    """Coupling coefficients (N, J, I) of logits (N, J, I), over j; their highest code stands for 1."""
+    table = torch.from_numpy(layer.exp_table.astype(np.int64)).to(b.device)
+    e = table[(b.amax(dim=1, keepdim=True) - b).int()]
+    r = torch.div(layer.weighted_sum.a.hi << 16, e.sum(dim=1, keepdim=True), rounding_mode="floor")
+    return ((e * r + (1 << 15)) >> 16).short()
 
 
 def squash(unit: Squash, q: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -92,6 +93,20 @@ Helpers &helpers() {
     }();
     (void)registered;
     return *all_helpers;
+}
+
+// work(first, last) on batches of 0 ... count - 1, each thread taking the next that is free
+template <typename Work>
+void parallel(int32_t threads, int64_t count, int64_t batch, const Work &work) {
+    std::atomic<int64_t> next{0};
+    auto share = [&] {
+        for (int64_t first; (first = next.fetch_add(batch)) < count;) work(first, std::min(count, first + batch));
+    };
+    const int64_t others = std::min<int64_t>(threads, (count + batch - 1) / batch) - 1;
+    if (others > 0)
+        helpers().run(int32_t(others), share);
+    else
+        share();
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.emulation.costs import fastest
 from model.emulation.gather_sums import Routing
-from model.emulation.lookup import VECTOR, Bytes, Operand, Shape, requantize, squash, sums
+from model.emulation.lookup import VECTOR, Bytes, Operand, Shape, bytes_of, requantize, softmax, squash, sums
 from model.emulation.plan import Plan, table_plan
 from model.qnetwork import Product, QClassCaps, QConv, QNetwork, Requantizer, Routed, Squash, convolution_of
 
@@ -37,14 +37,15 @@ class KernelSums:
         self._level, self._threads = level, torch.get_num_threads()
         self._plans: dict[str, Plan] = {}
         self._weights: dict[str, tuple[Operand, NDArray[np.int32], NDArray[np.int32] | None]] = {}
-        self._same: dict[str, Bytes] = {}
+        self._same: dict[str, Bytes | None] = {}  # the byte whose terms each byte of a shares, if it is not its own
         for key, product, length in network.products():
             weighted = key.endswith((".mac", ".votes"))
             plan = choose(product, terms[key], level, length) if weighted else table_plan(product, terms[key])
             self._plans[key] = plan
-            self._same[key] = np.arange(256, dtype=np.uint8)
+            same = np.arange(256, dtype=np.uint8)
             if plan.idle >= 0:
-                self._same[key][(terms[key] == terms[key][plan.idle]).all(axis=1)] = plan.idle
+                same[(terms[key] == terms[key][plan.idle]).all(axis=1)] = plan.idle
+            self._same[key] = None if (same == np.arange(256)).all() else same
         for layer in network.layers:
             if isinstance(layer, QClassCaps):
                 inputs, dim_in, *out = layer.weights.shape
@@ -59,7 +60,7 @@ class KernelSums:
         groups, terms, lanes = weights.shape
         padded = np.zeros((groups, terms, -(-lanes // VECTOR) * VECTOR), np.int16)
         padded[..., :lanes] = weights
-        operand = Operand(self._plans[key], padded)
+        operand = Operand.of_weights(self._plans[key], padded)
         init, idle = operand.columns[:, :lanes] + bias, operand.idle(self._plans[key])  # modulo 2^32
         self._weights[key] = operand, init, None if idle is None else init + idle[:, :lanes]
 
@@ -67,9 +68,8 @@ class KernelSums:
         """Accumulators (N, H', W', Cout), int32, of codes x (N, H, W, Cin); with `unit` the codes it makes, int16."""
         cout, kh, kw, cin = conv.weights.shape
         n, height, width, _ = x.shape
-        height, width, pad = height + 2 * conv.padding, width + 2 * conv.padding, conv.padding
-        a = np.full((n, height, width, cin), conv.mac.a.zero_point, np.uint8)
-        np.take(self._same[key], _bytes(x), out=a[:, pad : height - pad, pad : width - pad])
+        a = bytes_of(x.numpy(), self._threads, self._same[key], conv.padding, conv.mac.a.zero_point)
+        _, height, width, _ = a.shape
         rows, columns = (height - kh) // conv.stride + 1, (width - kw) // conv.stride + 1
         begins = (np.arange(n)[:, None, None] * height + np.arange(rows)[:, None] * conv.stride) * width
         begins = (begins + np.arange(columns) * conv.stride) * cin
@@ -94,35 +94,38 @@ class KernelSums:
             a_group=dim_in, init_group=lanes, out_group=lanes,
         )  # fmt: skip
         begins = np.arange(n) * (inputs * dim_in)
-        a = self._same[key][_bytes(u)]
+        a = bytes_of(u.numpy()[None], self._threads, self._same[key])
         sums(self._plans[key], self._level, self._threads, shape, a, begins, weights, init, out, unit, idle_init)
         return torch.from_numpy(out)
 
     def routing(self, layer: Routed, votes: Tensor) -> Routing:
         """The two sums over the codes of votes (N, I, J, D), as groups of a single row: one of each image and class."""
-        n, inputs, classes, dim = votes.shape
+        n, _, classes, _ = votes.shape
         groups = n * classes
         weighing, agreeing = (self._plans[f"{layer.name}.{name}"] for name in ("weighted_sum", "agreement"))
-        by_input = Operand(weighing, votes.permute(0, 2, 1, 3).reshape(groups, inputs, dim).numpy())
-        by_element = Operand(agreeing, votes.permute(0, 2, 3, 1).reshape(groups, dim, inputs).numpy())
+        codes = votes.numpy()
+        by_input = Operand.of_votes(weighing, codes, False, self._threads)
+        by_element = Operand.of_votes(agreeing, codes, True, self._threads)
 
-        def one_row(plan: Plan, a: Tensor, b: Operand) -> NDArray[np.int32]:
-            """The sums (N, J, lanes) of a (N, J, terms)."""
-            out = np.empty((n, classes, b.lanes), np.int32)
+        def one_row(plan: Plan, a: Tensor, b: Operand, unit: Requantizer | None) -> Tensor:
+            """The sums (N, J, lanes) of a (N, J, terms), or the codes that `unit` makes of them."""
+            out = np.empty((n, classes, b.lanes), np.int16 if unit else np.int32)
             shape = Shape(
                 groups=groups, rows=1, terms=b.terms, lanes=b.lanes, out_row=0,
                 a_group=b.terms, init_group=b.lanes, out_group=b.lanes,
             )  # fmt: skip
-            sums(plan, self._level, self._threads, shape, _bytes(a), np.zeros(1, np.int64), b, b.columns, out)
-            return out
+            a_bytes = bytes_of(a.numpy()[None], self._threads)
+            sums(plan, self._level, self._threads, shape, a_bytes, np.zeros(1, np.int64), b, b.columns, out, unit)
+            return torch.from_numpy(out)
 
-        def weighted_sum(k: Tensor) -> Tensor:
-            return torch.from_numpy(one_row(weighing, k, by_input))
+        return (
+            lambda k, unit: one_row(weighing, k, by_input, unit),
+            lambda v, unit: one_row(agreeing, v, by_element, unit),
+        )
 
-        def agreement(v: Tensor) -> Tensor:
-            return torch.from_numpy(one_row(agreeing, v, by_element)).mT
-
-        return weighted_sum, agreement
+    def softmax(self, layer: Routed, logits: Tensor) -> Tensor:
+        """Coupling coefficients (N, J, I) of logits (N, J, I)."""
+        return torch.from_numpy(softmax(layer, logits.numpy(), self._threads))
 
     def requantize(self, unit: Requantizer, accumulators: Tensor) -> Tensor:
         """int32 accumulators -> int16 codes of the same shape."""
@@ -141,8 +144,3 @@ class KernelSums:
             yield
         finally:
             torch.set_num_threads(self._threads)
-
-
-def _bytes(codes: Tensor) -> Bytes:
-    """The bytes of operand a's codes, two's complement where they are signed."""
-    return np.ascontiguousarray(codes.numpy().astype(np.uint8))

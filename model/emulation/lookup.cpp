@@ -14,6 +14,7 @@
 
 #include "active.h"
 #include "begin.h"
+#include "capsules.h"
 #include "helpers.h"
 #include "plan.h"
 #include "products.h"
@@ -125,7 +126,7 @@ bool few_active(const Plan &plan, const Job &job) {
         gather_row(job, i / job.rows, i % job.rows, 0, job.terms, a.data());
         for (const uint8_t byte : a) active += byte != plan.idle;
     }
-    return 4 * active < 3 * all;
+    return plan.rank ? 5 * active < all : 3 * active < 2 * all;  // of a pair of terms one may be active
 }
 
 void look_up(const Tile &t, Micro micro, int64_t depth) {
@@ -255,20 +256,6 @@ void compute(const Tile &t, const Steps &steps) {
     }
 }
 
-// work(first, last) on batches of 0 ... count - 1, each thread taking the next that is free
-template <typename Work>
-void parallel(int32_t threads, int64_t count, int64_t batch, const Work &work) {
-    std::atomic<int64_t> next{0};
-    auto share = [&] {
-        for (int64_t first; (first = next.fetch_add(batch)) < count;) work(first, std::min(count, first + batch));
-    };
-    const int64_t others = std::min<int64_t>(threads, (count + batch - 1) / batch) - 1;
-    if (others > 0)
-        helpers().run(int32_t(others), share);
-    else
-        share();
-}
-
 }  // namespace
 
 extern "C" {
@@ -324,31 +311,37 @@ void redcane_requantize(const Requantizer *unit, const int32_t *sums, int16_t *o
     });
 }
 
-// Codes of `count` capsules of `dim` elements, squashed: docs/numerics.md, Squash
-void redcane_squash(const int16_t *codes, int16_t *out, int64_t count, int64_t dim, const uint16_t *table,
-                    int64_t shift, int64_t zero_point, int64_t low, int64_t high, int32_t threads) {
-    const int32_t half = 1 << (shift - 1);
-    parallel(threads, count, std::max<int64_t>(1, (1 << 16) / dim), [=](int64_t first, int64_t last) {
+// The bytes of codes [images][rows][run] as operand a, each what `same` has for it if there is such, with `pad` rows and
+// `margin` bytes of `zero` around: [images][rows + 2 pad][run + 2 margin]
+void redcane_a(const int16_t *codes, uint8_t *out, int64_t images, int64_t rows, int64_t run, int64_t pad, int64_t margin,
+               uint8_t zero, const uint8_t *same, int32_t threads) {
+    const int64_t high = rows + 2 * pad, wide = run + 2 * margin;
+    parallel(threads, images * high, std::max<int64_t>(1, (1 << 16) / wide), [=](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; i++) {
-            const int16_t *q = codes + i * dim;
-            uint32_t n = 0;
-            for (int64_t d = 0; d < dim; d++) n += uint32_t(q[d] * q[d]);
-            const int32_t exponent = n < 16 ? 0 : 31 - __builtin_clz(n);
-            const int32_t gain = table[n < 16 ? n : uint32_t(exponent - 3) * 16 + (n >> (exponent - 4) & 15)];
-            for (int64_t d = 0; d < dim; d++) {
-                const int64_t code = ((q[d] * gain + half) >> shift) + zero_point;
-                out[i * dim + d] = int16_t(std::min(high, std::max(low, code)));
+            uint8_t *to = out + i * wide;
+            const int64_t row = i % high - pad;
+            if (row < 0 || row >= rows) {
+                std::memset(to, zero, size_t(wide));
+                continue;
             }
+            const int16_t *from = codes + (i / high * rows + row) * run;
+            std::memset(to, zero, size_t(margin));
+            to += margin;
+            if (same)
+                for (int64_t n = 0; n < run; n++) to[n] = same[uint8_t(from[n])];
+            else
+                for (int64_t n = 0; n < run; n++) to[n] = uint8_t(from[n]);
+            std::memset(to + run, zero, size_t(margin));
         }
     });
 }
 
 // The bytes of codes as operand b: two's complement, or sign and magnitude for a folded plan
-void redcane_encode(const int16_t *codes, uint8_t *out, int64_t count, int32_t folded) {
-    if (folded)
-        for (int64_t i = 0; i < count; i++) out[i] = uint8_t(codes[i] < 0 ? 128 - codes[i] : codes[i]);
-    else
-        for (int64_t i = 0; i < count; i++) out[i] = uint8_t(codes[i]);
+void redcane_b(const int16_t *codes, uint8_t *out, int64_t count, int32_t folded) {
+    for (int64_t i = 0; i < count; i++) {
+        const int16_t sign = folded ? int16_t(codes[i] >> 15) : int16_t(0);  // without a branch: signs are like random
+        out[i] = uint8_t(((codes[i] ^ sign) - sign) | (sign & 128));
+    }
 }
 
 // b's factors of codes [groups][terms][lanes]: w[g, n / VECTOR, r, k / 2, n % VECTOR, k % 2] = v[r][the code's byte]
@@ -365,11 +358,11 @@ void redcane_pairs(const int16_t *codes, const int16_t *v, int16_t *w, int64_t g
                 }
 }
 
-// The signs of codes [groups][terms][lanes]: of term k bit k % 8 of out[g, k / 8, n]
-void redcane_signs(const int16_t *codes, uint8_t *out, int64_t groups, int64_t terms, int64_t lanes) {
+// The signs of bytes [groups][terms][lanes]: of term k bit k % 8 of out[g, k / 8, n]
+void redcane_signs(const uint8_t *bytes, uint8_t *out, int64_t groups, int64_t terms, int64_t lanes) {
     for (int64_t g = 0; g < groups; g++, out += (terms + 7) / 8 * lanes)
-        for (int64_t k = 0; k < terms; k++, codes += lanes)
-            for (int64_t n = 0; n < lanes; n++) out[k / 8 * lanes + n] |= uint8_t((codes[n] < 0) << k % 8);
+        for (int64_t k = 0; k < terms; k++, bytes += lanes)
+            for (int64_t n = 0; n < lanes; n++) out[k / 8 * lanes + n] |= uint8_t(bytes[n] >> 7 << k % 8);
 }
 
 // out[g, n] = sum over k of column[b[g, k, n]]: the constants that belong to the weights

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model import native
 from model.emulation.plan import Plan
 from model.errors import RedcaneError
-from model.qnetwork import Requantizer, Squash
+from model.qnetwork import Requantizer, Routed, Squash
 
 LEVELS = ("portable", "avx2", "avx512")
 ENGINE = "REDCANE_EMULATION"  # the environment variable that forces a level, "torch" or, on a GPU, "cuda"
@@ -109,30 +109,45 @@ class Shape:
 
 
 class Operand:
-    """Codes of operand b (groups, terms, lanes), laid out for a plan: bytes that look up, factors, and signs."""
+    """Bytes of operand b (groups, terms, lanes), which look up, and what else a plan reads: factors, and signs."""
 
-    def __init__(self, plan: Plan, codes: NDArray[np.int16]) -> None:
-        groups, terms, lanes = codes.shape
-        count, rank = plan.shape
-        codes = np.ascontiguousarray(codes)
-        self.lanes, self.terms = lanes, terms
-        self.bytes = np.zeros(codes.size + SLACK, np.uint8)
-        _library().redcane_encode(_pointer(codes), _pointer(self.bytes), ctypes.c_int64(codes.size), plan.folded)
+    def __init__(self, plan: Plan, bytes_of_b: Bytes, shape: tuple[int, int, int]) -> None:
+        groups, terms, lanes = shape
+        self.lanes, self.terms, self.bytes = lanes, terms, bytes_of_b
         self.columns = np.zeros((groups, lanes), np.int32)
         """What the plan's columns add to the sums."""
         if plan.column.any():
             self.columns = self._sums_of(plan.column, groups)
-        if not count:
-            self.bytes = np.zeros(0, np.uint8)
-        self.pairs = np.zeros((groups, -(-lanes // VECTOR), rank, -(-terms // 2), VECTOR, 2), np.int16)
-        if rank:
-            factors = (_pointer(codes), _pointer(plan.v), _pointer(self.pairs))
-            _library().redcane_pairs(*factors, *map(ctypes.c_int64, (groups, terms, lanes, rank)))
-        eights = -(-terms // 8) if plan.differ else 0
-        self.signs = np.zeros(groups * eights * lanes + SLACK, np.uint8)
+        self.pairs = np.zeros((groups, 0), np.int16)
+        self.signs = np.zeros(groups * (-(-terms // 8) if plan.differ else 0) * lanes + SLACK, np.uint8)
         if plan.differ:
-            signs = (_pointer(codes), _pointer(self.signs))
-            _library().redcane_signs(*signs, *map(ctypes.c_int64, (groups, terms, lanes)))
+            signs = (_pointer(self.bytes), _pointer(self.signs))
+            _library().redcane_signs(*signs, *map(ctypes.c_int64, shape))
+
+    @classmethod
+    def of_weights(cls, plan: Plan, codes: NDArray[np.int16]) -> Operand:
+        """Of codes (groups, terms, lanes)."""
+        groups, terms, lanes = codes.shape
+        count, rank = plan.shape
+        codes = np.ascontiguousarray(codes)
+        operand = cls(plan, _bytes_of_b(plan, codes), codes.shape)
+        if not count:
+            operand.bytes = np.zeros(0, np.uint8)
+        if rank:
+            operand.pairs = np.zeros((groups, -(-lanes // VECTOR), rank, -(-terms // 2), VECTOR, 2), np.int16)
+            factors = (_pointer(codes), _pointer(plan.v), _pointer(operand.pairs))
+            _library().redcane_pairs(*factors, *map(ctypes.c_int64, (groups, terms, lanes, rank)))
+        return operand
+
+    @classmethod
+    def of_votes(cls, plan: Plan, codes: NDArray[np.int16], turned: bool, threads: int) -> Operand:
+        """Of votes (N, I, J, D): N * J groups, I terms of D lanes or, `turned`, D of I. The plan has no factors."""
+        count, inputs, classes, dim = codes.shape
+        found = _bytes_of_b(plan, np.ascontiguousarray(codes))
+        out = np.empty_like(found)
+        sizes, how = map(ctypes.c_int64, codes.shape), map(ctypes.c_int32, (turned, threads))
+        _library().redcane_votes(_pointer(found), _pointer(out), *sizes, *how)
+        return cls(plan, out, (count * classes, *((dim, inputs) if turned else (inputs, dim))))
 
     def idle(self, plan: Plan) -> NDArray[np.int32] | None:
         """What all values of an idle a add to the sums (groups, lanes); None if the plan has no such a."""
@@ -148,6 +163,13 @@ class Operand:
         arrays = (_pointer(column), _pointer(self.bytes), _pointer(out))
         _library().redcane_columns(*arrays, *map(ctypes.c_int64, (groups, self.terms, self.lanes)))
         return out
+
+
+def _bytes_of_b(plan: Plan, codes: NDArray[np.int16]) -> Bytes:
+    """Flat, and then some."""
+    out = np.empty(codes.size + SLACK, np.uint8)
+    _library().redcane_b(_pointer(codes), _pointer(out), ctypes.c_int64(codes.size), ctypes.c_int32(plan.folded))
+    return out
 
 
 def sums(
@@ -189,6 +211,33 @@ def requantize(unit: Requantizer, sums: NDArray[np.int32], level: str, threads: 
     out = np.empty(sums.shape, np.int16)
     numbers = (ctypes.c_int64(sums.size), ctypes.c_int32(LEVELS.index(level)), ctypes.c_int32(threads))
     _library().redcane_requantize(ctypes.byref(_requantizer(unit)), _pointer(sums), _pointer(out), *numbers)
+    return out
+
+
+def bytes_of(
+    codes: NDArray[np.int16], threads: int, same: Bytes | None = None, pad: int = 0, zero: int = 0
+) -> Bytes:
+    """Bytes of operand a's codes (N, H, W, C), with `pad` rows and columns of `zero` around: (N, H + 2 pad, ...).
+
+    Each byte is what `same` (256,) has for it, if that is given.
+    """
+    codes = np.ascontiguousarray(codes)
+    n, height, width, channels = codes.shape
+    out = np.empty((n, height + 2 * pad, width + 2 * pad, channels), np.uint8)
+    numbers = map(ctypes.c_int64, (n, height, width * channels, pad, pad * channels))
+    given = None if same is None else _pointer(same)
+    _library().redcane_a(
+        _pointer(codes), _pointer(out), *numbers, ctypes.c_uint8(zero), given, ctypes.c_int32(threads)
+    )  # fmt: skip
+    return out
+
+
+def softmax(layer: Routed, logits: NDArray[np.int16], threads: int) -> NDArray[np.int16]:
+    """Coupling coefficients (N, J, I) of logits (N, J, I) (docs/numerics.md, Softmax)."""
+    logits = np.ascontiguousarray(logits)
+    out, table = np.empty_like(logits), np.ascontiguousarray(layer.exp_table, np.uint16)
+    shape, one = map(ctypes.c_int64, logits.shape), ctypes.c_int64(layer.weighted_sum.a.hi)
+    _library().redcane_softmax(_pointer(logits), _pointer(out), *shape, _pointer(table), one, ctypes.c_int32(threads))
     return out
 
 
