@@ -3,16 +3,18 @@
     python benchmarks/emulation.py layers                       # some layers, several multipliers, both formats
     python benchmarks/emulation.py layers --device cuda         # the same on a GPU
     python benchmarks/emulation.py threads                      # two threads against one
-    python benchmarks/emulation.py capsnet [--images 1000]      # MNIST's images through the original CapsNet;
+    python benchmarks/emulation.py trained                      # layers of trained CapsNets on what they read, in which
+                                                                # a ReLU has left zeros
+    python benchmarks/emulation.py capsnet [--images 1000]      # MNIST's images through the trained original CapsNet;
                                                                 # --device cuda on a GPU
     python benchmarks/emulation.py run runs/digits              # a finished run's network, against the reference
 
-Operands of `layers` are uniformly random codes, the worst for caches. Times are the best of several; those of one
-thread are the thread's CPU time, so that neighbours on the machine disturb little. Two threads against one are by the
-clock, which neighbours do disturb, and by the CPU time of both, which shows what the division itself costs. The tables
-are of EvoApprox8b where $REDCANE_DATA has them (evoapprox/tables-v1.0.npz), else the embedded library's. All that is
-timed is compared with the reference as well. Results are kept beside this file as emulation-MODE.json, of a GPU as
-emulation-MODE-gpu.json, of a processor without AVX-512 as emulation-MODE-avx2.json or -portable.json.
+Operands of `layers` are uniformly random codes, the worst for caches and without zeros. Times are the best of several;
+those of one thread are the thread's CPU time, so that neighbours on the machine disturb little. Two threads against one
+are by the clock, which neighbours do disturb, and by the CPU time of both, which shows what the division itself costs.
+The tables are of EvoApprox8b where $REDCANE_DATA has them (evoapprox/tables-v1.0.npz), else the embedded library's. All
+that is timed is compared with the reference as well. Results are kept beside this file as emulation-MODE.json, of a GPU
+as emulation-MODE-gpu.json, of a processor without AVX-512 as emulation-MODE-avx2.json or -portable.json.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ from hw.compiler import compile_network
 from hw.cycles import predict
 from hw.parameters import MultiplierKind, Size
 from model import datasets, qfile, reference
-from model.capsnet import CapsNet, CapsNetShape
+from model.capsnet import CapsNetShape
 from model.emulation import Emulator
 from model.emulation.costs import fastest
 from model.emulation.emulator import device_memory
@@ -45,6 +48,7 @@ from model.emulation.terms import exact_terms, term_table
 from model.errors import RedcaneError
 from model.multipliers.library import load_library
 from model.multipliers.product_table import Table
+from model.published import load_published
 from model.qnetwork import (
     Coding,
     Product,
@@ -71,6 +75,8 @@ VOTES = ("ClassCaps votes, batch 16", 16, 1152, 8, 10, 16)  # batch, capsules in
 ON_DEVICE = 1024  # images at once on a GPU
 UNIT = Requantizer(2**15, 25, 0, -127, 127)
 CAPSNET = CapsNetShape((28, 28, 1), 256, 9, 32, 8, 9, 2, 10, 16)  # Sabour et al. 2017
+WEIGHTS = Path(__file__).parent.parent / "weights"
+TRAINED = {"capsnet-mnist": "mnist", "capsnet-fashion-mnist": "fashion-mnist"}
 
 
 def best(work: Callable[[], object], clock: Callable[[], float] = time.thread_time, seconds: float = 0.25) -> float:
@@ -128,28 +134,35 @@ def random_codes(rng: np.random.Generator, coding: Coding, shape: tuple[int, ...
 
 
 class Convolution:
-    """One convolution of random codes: the kernel's, torch's in float32, NumPy's gather, and the reference."""
+    """One convolution of codes (N, H, W, C): the kernel's, torch's in float32, NumPy's gather, and the reference."""
 
-    def __init__(self, size: tuple[Any, ...], format: str, table: Table) -> None:
+    def __init__(self, conv: QConv, x: NDArray[np.int16], table: Table) -> None:
+        self.product, self.conv, self.x, self.table = conv.mac, conv, x, table
+        self.network = QNetwork(x.shape[1:], conv.mac.a, (QConvLayer("conv", conv),), {conv.mac.component: table})
+        cout, kernel, _, cin = conv.weights.shape
+        batch, side, *_ = x.shape
+        out = (side + 2 * conv.padding - kernel) // conv.stride + 1
+        self.sums, self.terms = batch * out * out * cout, kernel * kernel * cin
+
+    @classmethod
+    def random(cls, size: tuple[Any, ...], format: str, table: Table) -> Convolution:
+        """Of random codes."""
         batch, side, cin, cout, kernel, stride, padding, coding = size
         rng = np.random.default_rng(0)
         a, b = operands(format, coding)
         product = Product(format, a, b, SIGNED, UNIT, "table", 1)  # type: ignore[arg-type]  # one of two
         weights = random_codes(rng, b, (cout, kernel, kernel, cin))
-        self.product, self.conv = product, QConv(weights, np.zeros(cout, np.int32), stride, product, padding)
-        self.x, self.table = random_codes(rng, a, (batch, side, side, cin)), table
-        self.network = QNetwork((side, side, cin), a, (QConvLayer("conv", self.conv),), {"table": table})
-        out = (side + 2 * padding - kernel) // stride + 1
-        self.sums, self.terms = batch * out * out * cout, kernel * kernel * cin
+        conv = QConv(weights, np.zeros(cout, np.int32), stride, product, padding)
+        return cls(conv, random_codes(rng, a, (batch, side, side, cin)), table)
 
     def kernel(self, level: str) -> Callable[[], torch.Tensor]:
-        terms = {key: term_table(self.product, self.table) for key, _, _ in self.network.products()}
+        terms = {key: term_table(product, self.table) for key, product, _ in self.network.products()}
         unit = KernelSums(self.network, terms, level)
         x = torch.from_numpy(self.x)
 
         def work() -> torch.Tensor:
             with unit.prepared():
-                return self.sums_of(unit, x, UNIT)
+                return self.sums_of(unit, x, self.product.requantizer)
 
         self.check(self.sums_of(unit, x), work())
         return work
@@ -161,7 +174,7 @@ class Convolution:
 
     def on_device(self, device: torch.device) -> tuple[Callable[[], torch.Tensor], int | None]:
         """The sums on a device, and how many products of bytes a term takes there (None: it is looked up)."""
-        terms = {key: term_table(self.product, self.table) for key, _, _ in self.network.products()}
+        terms = {key: term_table(product, self.table) for key, product, _ in self.network.products()}
         unit = FactorSums(self.network, terms, device, device_memory(device))
         x = torch.from_numpy(self.x).to(device)
         factors = factorise(terms[next(iter(terms))], exact_terms(self.product), BITS, MOST_FACTORS["cuda"])
@@ -193,24 +206,30 @@ class Convolution:
         wanted = self.wanted()
         np.testing.assert_array_equal(sums[0, ..., : wanted.shape[-1]].numpy(), wanted)
         if codes is not None:
-            np.testing.assert_array_equal(codes.numpy(), UNIT(sums.numpy()))
+            np.testing.assert_array_equal(codes.numpy(), self.product.requantizer(sums.numpy()))
 
 
 class Votes(Convolution):
-    """The votes of class capsules."""
+    """The votes of class capsules, of capsules (N, I, Din)."""
 
-    def __init__(self, size: tuple[Any, ...], format: str, table: Table) -> None:
+    def __init__(self, layer: QClassCaps, x: NDArray[np.int16], table: Table) -> None:
+        self.product, self.layer, self.x, self.table = layer.votes, layer, x, table
+        components = {product.component: table for product in layer.products().values()}
+        self.network = QNetwork((1, 1, 1), layer.votes.a, (layer,), components)
+        inputs, dim_in, classes, dim = layer.weights.shape
+        self.sums, self.terms = len(x) * inputs * classes * dim, dim_in
+
+    @classmethod
+    def random(cls, size: tuple[Any, ...], format: str, table: Table) -> Votes:
+        """Of random codes."""
         batch, inputs, dim_in, classes, dim = size
         rng = np.random.default_rng(0)
         a, b = operands(format, SIGNED)
         product = Product(format, a, b, SIGNED, UNIT, "table", 1)  # type: ignore[arg-type]  # one of two
         weights = random_codes(rng, b, (inputs, dim_in, classes, dim))
         squash = Squash.for_scales(0.01, SIGNED)
-        self.product = product
-        self.layer = QClassCaps("caps", weights, product, product, product, exp_table(0.1), squash, 1)
-        self.x, self.table = random_codes(rng, a, (batch, inputs, dim_in)), table
-        self.network = QNetwork((1, 1, 1), a, (self.layer,), {"table": table})
-        self.sums, self.terms = batch * inputs * classes * dim, dim_in
+        layer = QClassCaps("caps", weights, product, product, product, exp_table(0.1), squash, 1)
+        return cls(layer, random_codes(rng, a, (batch, inputs, dim_in)), table)
 
     def sums_of(
         self, unit: KernelSums | FactorSums, x: torch.Tensor, requantizer: Requantizer | None = None
@@ -240,7 +259,7 @@ def layers(only: str) -> dict[str, Any]:
     for name, size in ((name, size) for name, size in sizes.items() if only in name):
         kind = Votes if name == VOTES[0] else Convolution
         row: dict[str, Any] = {}
-        plain = kind(size, "sign-magnitude", first)
+        plain = kind.random(size, "sign-magnitude", first)
         work = plain.sums * plain.terms / 1e9
         row["torch float32"] = work / best(plain.float32())
         gather, count = plain.gather()
@@ -249,7 +268,7 @@ def layers(only: str) -> dict[str, Any]:
             for level in levels:
                 speeds = {}
                 for label, table in tables.items():
-                    case = kind(size, format, table)
+                    case = kind.random(size, format, table)
                     run = case.kernel(level)
                     speeds[f"{label}: {case.plan(level)}"] = work / best(run)
                 row[f"{format}, {level}"] = speeds
@@ -269,7 +288,8 @@ def threads() -> dict[str, Any]:
     name, table = list(multipliers().items())[-1]
     rows = {}
     for layer, size in {**LAYERS, VOTES[0]: VOTES[1:]}.items():
-        run = (Votes if layer == VOTES[0] else Convolution)(size, "sign-magnitude", table).kernel(level)
+        kind = Votes if layer == VOTES[0] else Convolution
+        run = kind.random(size, "sign-magnitude", table).kernel(level)
         rows[layer] = two_against_one(run)
         print(f"{layer:28}", *(f"{label} x {ratio:.2f}" for label, ratio in rows[layer].items()), flush=True)
     return {"multiplier": name, "level": level, "two threads against one": rows}
@@ -296,7 +316,7 @@ def device_layers(device: str, only: str) -> dict[str, Any]:
             continue
         kind, layer = (Votes if name == VOTES[0] else Convolution), name.split(",")[0]
         for label, table in multipliers().items():
-            case = kind((ON_DEVICE, *size[1:]), "sign-magnitude", table)
+            case = kind.random((ON_DEVICE, *size[1:]), "sign-magnitude", table)
             run, factors = case.on_device(torch.device(device))
             case.check(run().cpu())
             speed = case.sums * case.terms / 1e12 / seconds(run)
@@ -307,16 +327,60 @@ def device_layers(device: str, only: str) -> dict[str, Any]:
     return {"device": device_name, **versions, "batch": ON_DEVICE, "T products of bytes/s": peak, "layers": rows}
 
 
+def trained_network(name: str, images: int) -> tuple[QNetwork, torch.Tensor]:
+    """A published CapsNet, quantised, and test images (N, C, H, W) of its dataset; noise where that is not at hand."""
+    network, _ = load_published(CAPSNET, WEIGHTS / f"{name}.safetensors")
+    try:
+        data = datasets.load(TRAINED[name])
+        calibration, pixels = data.train.images[:128], torch.from_numpy(data.test.images[:images])
+    except RedcaneError as error:
+        print(f"noise instead of {TRAINED[name]}: {error}")
+        torch.manual_seed(0)
+        pixels = torch.rand(images, 1, 28, 28)
+        calibration = pixels[:128].numpy()
+    return quantize(network, torch.from_numpy(calibration)), pixels
+
+
+def trained() -> dict[str, Any]:
+    """GMAC/s per core of trained CapsNets' layers on what they read of 16 test images, by multiplier, beside torch in
+    float32. What is not summed because an activation is zero counts as done; `active` is the share of the others."""
+    level = best_level()
+    if level is None:
+        raise SystemExit("there is no compiler: nothing to measure")
+    rows: dict[str, Any] = {}
+    for name in TRAINED:
+        network, pixels = trained_network(name, 16)
+        trace = Emulator(network).run(image_codes(network, pixels))
+        for layer, (source,) in network.sources():
+            x = trace[source].numpy()
+            row: dict[str, Any] = {}
+            for label, table in multipliers().items():
+                case = of_layer(layer, x, label, table)
+                work = case.sums * case.terms / 1e9
+                row.setdefault("torch float32", work / best(case.float32()))
+                terms = term_table(case.product, table)
+                active = (terms != terms[0]).any(axis=1)[case.x.astype(np.uint8)].mean()
+                speed = work / best(case.kernel(level))
+                row[f"{label}: {case.plan(level)}"] = {"GMAC/s": speed, "active": float(active)}
+            rows[f"{name}, {layer.name}"] = row
+            print(f"{name}, {layer.name}")
+            for label, value in row.items():
+                of = (value["GMAC/s"], value["active"]) if isinstance(value, dict) else (value, 1.0)
+                print(f"    {label:40} {of[0]:8.1f} GMAC/s, {of[1]:4.0%} active", flush=True)
+    return {"unit": "GMAC/s per core", "level": level, "layers": rows}
+
+
+def of_layer(layer: Any, x: NDArray[np.int16], name: str, table: Table) -> Convolution:
+    """A CapsNet's layer on codes that it reads, all its multipliers of one name."""
+    layer = layer.with_products({key: replace(p, component=name) for key, p in layer.products().items()})
+    if isinstance(layer, QClassCaps):
+        return Votes(layer, x.reshape(len(x), -1, layer.weights.shape[1]), table)
+    return Convolution(layer.conv, x, table)
+
+
 def capsnet(images: int, device: str) -> dict[str, Any]:
     """The original CapsNet on MNIST's test images (noise where they are not at hand), each operation its multiplier."""
-    torch.manual_seed(0)
-    network = CapsNet(CAPSNET)
-    try:
-        pixels = torch.from_numpy(datasets.load("mnist").test.images[:images])
-    except RedcaneError as error:
-        print(f"noise instead of MNIST: {error}")
-        pixels = torch.rand(images, 1, 28, 28)
-    quantised = quantize(network, pixels[:16])
+    quantised, pixels = trained_network("capsnet-mnist", images)
     tables = {name.split()[0]: table for name, table in multipliers().items()}
     keys = [key for key, _, _ in quantised.products()]
     hardest = list(tables)[::-1]
@@ -379,6 +443,7 @@ def main() -> None:
     one.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     one.add_argument("--only", default="", help="layers with this in their name; nothing is kept")
     modes.add_parser("threads")
+    modes.add_parser("trained")
     whole = modes.add_parser("capsnet")
     whole.add_argument("--images", type=int, default=1000)
     whole.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -391,6 +456,8 @@ def main() -> None:
         results = layers(chosen.only) if chosen.device == "cpu" else device_layers(chosen.device, chosen.only)
     elif chosen.mode == "threads":
         results = threads()
+    elif chosen.mode == "trained":
+        results = trained()
     elif chosen.mode == "capsnet":
         results = capsnet(chosen.images, chosen.device)
     else:

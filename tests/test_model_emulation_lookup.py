@@ -102,7 +102,7 @@ def test_plans_are_their_terms(product: Product, seed: int) -> None:
         sums += plan.u.T[a & 255].astype(np.int32) @ plan.v[:, b & 255].astype(np.int32)
         np.testing.assert_array_equal(sums, terms[np.ix_(a & 255, b & 255)])
         if plan.idle >= 0:
-            assert plan.idle == product.a.zero_point and not plan.u[:, plan.idle].any()
+            assert plan.idle == product.a.zero_point and len(plan.u) == 0
             assert len(np.unique(plan.values[plan.idle, :128])) == 1
             assert plan.folded or not plan.values[plan.idle].any()
         if plan.folded:  # what the sign does to the 128 entries that are kept
@@ -114,7 +114,7 @@ def test_plans_are_their_terms(product: Product, seed: int) -> None:
     if product.component == "exact":
         assert (0, 1) in shapes
     if product.component in ("exact", "cut", "still") and product.format == "sign-magnitude":
-        assert all(plan.idle == 0 for plan in found if plan.folded or product.component != "still")
+        assert found[0].idle == 0 or (product.component == "still" and not found[0].folded)
     if product.component == "near":
         assert (1, 1) in shapes
     if product.component == "cut":

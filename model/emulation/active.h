@@ -1,5 +1,5 @@
 // Terms that count: those whose byte of operand a is not the idle one. What a ReLU gives is mostly zeros, and of a zero's
-// terms the sums are known beforehand (Job::idle_init).
+// terms the sums are known beforehand (what a job that leaves them out begins with).
 
 #pragma once
 
@@ -9,8 +9,6 @@ namespace {
 
 // The places of bytes other than `idle` among so many, in order; how many there are. `list` has room for 32 more than
 // there are bytes, and `bytes` may be read up to the next multiple of 64.
-using Active = int64_t (*)(const uint8_t *bytes, int64_t count, uint8_t idle, uint16_t *list);
-
 int64_t active_portable(const uint8_t *bytes, int64_t count, uint8_t idle, uint16_t *list) {
     const uint64_t idles = 0x0101010101010101u * idle;
     int64_t found = 0;
@@ -44,12 +42,5 @@ AVX512 int64_t active512(const uint8_t *bytes, int64_t count, uint8_t idle, uint
     return found;
 }
 #endif
-
-Active choose_active(int32_t level) {
-#ifdef X86
-    if (level >= 2) return active512;
-#endif
-    return active_portable;
-}
 
 }  // namespace

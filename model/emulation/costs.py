@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.emulation.lookup import Operand, Shape, library_name, sums
-from model.emulation.plan import Plan, plans
+from model.emulation.lookup import Operand, Shape, Summed, library_name, sums
+from model.emulation.plan import Plan, plans, table_plan
 from model.errors import RedcaneError
 from model.files import digest, read_bounded, write_atomic
 from model.multipliers.netlist import cache_folder
 from model.qnetwork import Product
 
 _SHORT = 32  # terms: sums of fewer are measured as sums of 8, the class capsules' votes
+_EVEN = 0.6  # share of terms at which picking them out takes as long as summing all
 _FACTORS = 4  # measured at once
 _RUNS = 8
 _NOTHING = "nothing"
@@ -44,6 +45,22 @@ def fastest(product: Product, terms: NDArray[np.int32], level: str, length: int)
             _made.clear()
         _made[key] = min(plans(product, terms, most), key=lambda plan: cost(plan, known))
     return _made[key]
+
+
+def for_few(
+    product: Product, terms: NDArray[np.int32], plan: Plan, level: str, length: int
+) -> tuple[Plan, float] | None:
+    """The plan of terms whose a is mostly idle, and the share of others below which it costs less than `plan`.
+
+    None where there is no idle a, and for short sums: what is done once for each takes longer than their terms.
+    """
+    table = plan if plan.shape[1] == 0 else table_plan(product, terms)
+    if table.idle < 0 or length < _SHORT:
+        return None
+    if table is plan:
+        return table, _EVEN
+    known = costs(level, short=False)
+    return table, min(_EVEN, _EVEN * cost(plan, known) / cost(table, known))
 
 
 def cost(plan: Plan, known: dict[str, float]) -> float:
@@ -117,7 +134,7 @@ def _measure(samples: dict[str, Plan], level: str, short: bool) -> dict[str, flo
     for _ in range(_RUNS):
         for name, plan in samples.items():
             start = time.thread_time()
-            sums(plan, level, 1, shape, a, begins, operands[name], operands[name].columns, out)
+            sums(Summed(plan, operands[name], operands[name].columns), level, 1, shape, a, begins, out)
             times[name] = min(times[name], time.thread_time() - start)
     return {name: seconds / (out.size * terms) for name, seconds in times.items()}
 

@@ -25,7 +25,7 @@
 namespace {
 
 constexpr int64_t ROWS = 64;
-constexpr int64_t FEW_ROWS = 512;  // that a tile has where few terms are active: then what takes time is to load b
+constexpr int64_t FEW_ROWS = 256;  // that a tile has where few terms are active: then what takes time is to load b
 constexpr int64_t FEW = 128;  // lanes
 
 // sums[m * width + n] += the values of bytes a[m * depth + k] and b[k * b_term + n]; where few are active, less the values
@@ -116,17 +116,16 @@ struct Tile {
     int32_t *sums;  // [m1 - m0][width]
 };
 
-// Whether few terms are active, by a sample of the rows
-bool few_active(const Plan &plan, const Job &job) {
-    constexpr int64_t SHORT = 32, EACH = 16;
-    if (!job.idle_init || job.terms < SHORT) return false;
+// The share of terms that are active, by a sample of the rows
+double active_share(const Job &job, uint8_t idle) {
+    constexpr int64_t EACH = 16;
     std::vector<uint8_t> a(size_t(job.terms));
     int64_t active = 0, all = 0;
     for (int64_t i = 0; i < job.groups * job.rows; i += EACH, all += job.terms) {
         gather_row(job, i / job.rows, i % job.rows, 0, job.terms, a.data());
-        for (const uint8_t byte : a) active += byte != plan.idle;
+        for (const uint8_t byte : a) active += byte != idle;
     }
-    return plan.rank ? 5 * active < all : 3 * active < 2 * all;  // of a pair of terms one may be active
+    return double(active) / double(all);
 }
 
 void look_up(const Tile &t, Micro micro, int64_t depth) {
@@ -167,67 +166,18 @@ void multiply(const Tile &t, Products products) {
     }
 }
 
-// Of the pairs that have an active term
-void multiply_few(const Tile &t, Active active, FewProducts products) {
-    constexpr int64_t DEEP = 256, PLACES = DEEP + 32;
-    const int64_t rows = t.m1 - t.m0, pairs = (t.job.terms + 1) / 2;
-    const uint8_t idle = uint8_t(t.plan.idle);
-    std::vector<uint8_t> a(size_t(rows * DEEP));
-    std::vector<uint16_t> lists(size_t(rows * PLACES));
-    std::vector<int64_t> counts(static_cast<size_t>(rows));
-    std::vector<int32_t> x(size_t(rows * PLACES));
-    for (int64_t p0 = 0; p0 < pairs; p0 += DEEP / 2) {
-        const int64_t p1 = std::min(pairs, p0 + DEEP / 2), end = std::min(t.job.terms, 2 * p1);
-        for (int64_t m = 0; m < rows; m++) {
-            uint8_t *bytes = a.data() + m * DEEP;
-            uint16_t *list = lists.data() + m * PLACES;
-            gather_row(t.job, t.group, t.m0 + m, 2 * p0, end, bytes);
-            if (end < 2 * p1) bytes[end - 2 * p0] = idle;
-            const int64_t terms = active(bytes, 2 * (p1 - p0), idle, list);
-            int64_t found = 0;
-            for (int64_t i = 0; i < terms; i++) {
-                const uint16_t pair = list[i] / 2;
-                found += !found || list[found - 1] != pair;
-                list[found - 1] = pair;
-            }
-            list[found] = 0;
-            counts[size_t(m)] = found;
-        }
-        for (int64_t r = 0; r < t.plan.rank; r++) {
-            const int16_t *u = t.plan.u + 256 * r;
-            for (int64_t m = 0; m < rows; m++) {
-                const uint16_t *list = lists.data() + m * PLACES;
-                for (int64_t i = 0; i < counts[size_t(m)]; i++) {
-                    const uint8_t *bytes = a.data() + m * DEEP + 2 * list[i];
-                    const int16_t both[2] = {u[bytes[0]], u[bytes[1]]};
-                    std::memcpy(&x[size_t(m * PLACES + i)], both, sizeof both);
-                }
-                x[size_t(m * PLACES + counts[size_t(m)])] = 0;
-            }
-            for (int64_t n = t.n0; n < t.n1; n += VECTOR) {
-                const int64_t at = ((n / VECTOR * t.plan.rank + r) * pairs + p0) * 2 * VECTOR;
-                const int16_t *w = t.job.w + t.group * t.job.w_group + at;
-                for (int64_t m = 0; m < rows; m++)
-                    products(x.data() + m * PLACES, lists.data() + m * PLACES, counts[size_t(m)], w,
-                             t.sums + m * t.width + (n - t.n0));
-            }
-        }
-    }
-}
-
 // How the steps of a tile are done
 struct Steps {
     Begin begin;
     Micro micro;
+    int64_t depth;  // terms that it takes at once
     Products products;
-    Active active;  // null, unless few terms are
-    FewProducts few_products;
     Requantize requantize;
 };
 
-void begin(const Tile &t, const int32_t *init, Begin row_begins) {
+void begin(const Tile &t, Begin row_begins) {
     const int64_t eights = t.plan.differ ? (t.job.terms + 7) / 8 : 0;
-    init += t.group * t.job.init_group + t.n0;
+    const int32_t *init = t.job.init + t.group * t.job.init_group + t.n0;
     const uint8_t *b_signs = eights ? t.job.signs + t.group * t.job.signs_group + t.n0 : nullptr;
     std::vector<uint8_t> a(size_t(t.job.terms + 8), 0), a_signs(size_t(eights), 0);
     for (int64_t m = t.m0; m < t.m1; m++) {
@@ -242,10 +192,9 @@ void begin(const Tile &t, const int32_t *init, Begin row_begins) {
 }
 
 void compute(const Tile &t, const Steps &steps) {
-    const bool few = steps.active;
-    begin(t, few ? t.job.idle_init : t.job.init, steps.begin);
-    if (steps.micro) look_up(t, steps.micro, few ? DEPTH : BLOCK);
-    if (t.plan.rank) few ? multiply_few(t, steps.active, steps.few_products) : multiply(t, steps.products);
+    begin(t, steps.begin);
+    if (steps.micro) look_up(t, steps.micro, steps.depth);
+    if (t.plan.rank) multiply(t, steps.products);
     for (int64_t m = t.m0; m < t.m1; m++) {
         const int32_t *sums = t.sums + (m - t.m0) * t.width;
         const int64_t at = t.group * t.job.out_group + m * t.job.out_row + t.n0;
@@ -273,12 +222,16 @@ int32_t redcane_level() {
     return 0;
 }
 
-void redcane_sums(const Plan *plan, const Job *job, int32_t level, int32_t threads) {
+// Where the share of active terms is below `few`, the sums are those of `few_job` by `few_plan`, which leaves the others
+// out: its values are all looked up, and its sums begin with those of idle terms.
+void redcane_sums(const Plan *plan, const Job *job, const Plan *few_plan, const Job *few_job, double few, int32_t level,
+                  int32_t threads) {
+    const bool some = few_job && active_share(*job, uint8_t(few_plan->idle)) < few;
+    if (some) plan = few_plan, job = few_job;
     const Kernel kernel = choose_kernel(*plan, level, *job);
-    const bool few = (kernel.few || !kernel.micro) && few_active(*plan, *job);
-    const int64_t most = few ? kernel.few_rows : kernel.rows;
-    const Steps steps{choose_begin(level), few ? kernel.few : kernel.micro, choose_products(level),
-                      few ? choose_active(level) : nullptr, choose_few_products(level), choose_requantize(level)};
+    const Steps steps{choose_begin(level), some ? kernel.few : kernel.micro, some ? DEPTH : BLOCK,
+                      choose_products(level), choose_requantize(level)};
+    const int64_t most = some ? kernel.few_rows : kernel.rows;
     const int64_t across = (job->lanes + LANES - 1) / LANES;
     // Few rows are divided so that every thread has some, and as many as the others; each pass over b has its price.
     const int64_t strips = job->groups * across, each = threads > 1 ? 2 * threads : 1;

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,7 @@ class _Requantizer(ctypes.Structure):
 
 class _Job(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("a", "b", "w", "signs", "init", "idle_init", "out", "codes", "unit")),
-        ("a_rows", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "w", "signs", "init", "out", "codes", "unit", "a_rows")),
         *((name, ctypes.c_int64) for name in ("groups", "rows", "terms", "lanes", "segments", "a_segment")),
         *((name, ctypes.c_int64) for name in ("a_group", "b_group", "w_group", "signs_group")),
         *((name, ctypes.c_int64) for name in ("init_group", "out_group", "b_term", "out_row")),
@@ -149,12 +148,8 @@ class Operand:
         _library().redcane_votes(_pointer(found), _pointer(out), *sizes, *how)
         return cls(plan, out, (count * classes, *((dim, inputs) if turned else (inputs, dim))))
 
-    def idle(self, plan: Plan) -> NDArray[np.int32] | None:
-        """What all values of an idle a add to the sums (groups, lanes); None if the plan has no such a."""
-        if plan.idle < 0:
-            return None
-        if not plan.shape[0]:
-            return np.zeros_like(self.columns)
+    def idle(self, plan: Plan) -> NDArray[np.int32]:
+        """What all values of an idle a add to the sums (groups, lanes), for a plan that has such an a."""
         return self._sums_of(plan.values[plan.idle].astype(np.int32), len(self.columns))
 
     def _sums_of(self, column: NDArray[np.int32], groups: int) -> NDArray[np.int32]:
@@ -172,36 +167,56 @@ def _bytes_of_b(plan: Plan, codes: NDArray[np.int16]) -> Bytes:
     return out
 
 
+class Summed(NamedTuple):
+    """A way to take sums: a plan, operand b laid out for it, and what the sums (groups, lanes) begin with."""
+
+    plan: Plan
+    b: Operand
+    init: NDArray[np.int32]
+
+
+class Few(NamedTuple):
+    """The way where few terms are active: where their share is below `share`."""
+
+    way: Summed
+    share: float
+
+
 def sums(
-    plan: Plan, level: str, threads: int, shape: Shape,
-    a: Bytes, a_rows: NDArray[np.int64], b: Operand, init: NDArray[np.int32], out: Sums,
-    unit: Requantizer | None = None, idle_init: NDArray[np.int32] | None = None,
+    way: Summed, level: str, threads: int, shape: Shape, a: Bytes, a_rows: NDArray[np.int64], out: Sums,
+    unit: Requantizer | None = None, few: Few | None = None,
 ) -> None:  # fmt: skip
     """out = init + the sums of values, products and rows (int32), or the codes that `unit` makes of them (int16).
 
-    With `idle_init`, which is init and the values' sums for an idle a, terms that are idle may be left out.
-
-    Nothing is checked: the caller's shapes must be right.
+    With `few`, terms that are idle are left out where that is faster. Nothing is checked: the caller's shapes must be
+    right.
     """
-    b_group = b.terms * b.lanes if shape.groups > 1 else 0
-    signs_group = -(-b.terms // 8) * b.lanes
     codes = _requantizer(unit) if unit else None
-    job = _Job(
-        *(_pointer(array) for array in (a, b.bytes, b.pairs, b.signs, init)),
-        None if idle_init is None else _pointer(idle_init),
-        *((None, _pointer(out), ctypes.addressof(codes)) if codes else (_pointer(out), None, None)),
-        _pointer(a_rows),
-        *(shape.groups, shape.rows, shape.terms, shape.lanes, shape.segments, shape.a_segment),
-        *(shape.a_group, b_group, b.pairs[0].size, signs_group, shape.init_group, shape.out_group),
-        *(b.lanes, shape.out_row),
-    )
-    tables = (_pointer(plan.values), _pointer(plan.planes), _pointer(plan.turned))
-    given = _Plan(*tables, _pointer(plan.row) if plan.row.any() else None, _pointer(plan.u), plan.shape[0],
-                  plan.folded, plan.shape[1], plan.differ, plan.idle)  # fmt: skip
+
+    def job(of: Summed) -> _Job:
+        b = of.b
+        b_group = b.terms * b.lanes if shape.groups > 1 else 0
+        return _Job(
+            *(_pointer(array) for array in (a, b.bytes, b.pairs, b.signs, of.init)),
+            *((None, _pointer(out), ctypes.addressof(codes)) if codes else (_pointer(out), None, None)),
+            _pointer(a_rows),
+            *(shape.groups, shape.rows, shape.terms, shape.lanes, shape.segments, shape.a_segment),
+            *(shape.a_group, b_group, b.pairs[0].size, -(-b.terms // 8) * b.lanes, shape.init_group, shape.out_group),
+            *(b.lanes, shape.out_row),
+        )
+
+    def plan(of: Plan) -> _Plan:
+        tables = (_pointer(of.values), _pointer(of.planes), _pointer(of.turned))
+        count, rank = of.shape
+        row = _pointer(of.row) if of.row.any() else None
+        return _Plan(*tables, row, _pointer(of.u), count, of.folded, rank, of.differ, of.idle)
+
     small = shape.groups * shape.rows * shape.terms * shape.lanes < _SMALL
     _library().redcane_sums(
-        ctypes.byref(given), ctypes.byref(job), ctypes.c_int32(LEVELS.index(level)),
-        ctypes.c_int32(1 if small else threads),
+        ctypes.byref(plan(way.plan)), ctypes.byref(job(way)),
+        ctypes.byref(plan(few.way.plan)) if few else None, ctypes.byref(job(few.way)) if few else None,
+        ctypes.c_double(few.share if few else 0.0),
+        ctypes.c_int32(LEVELS.index(level)), ctypes.c_int32(1 if small else threads),
     )  # fmt: skip
 
 

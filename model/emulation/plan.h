@@ -42,7 +42,6 @@ struct Job {
     const int16_t *w;   // [lanes / VECTOR][rank][pairs of terms][VECTOR][2]: b's factors
     const uint8_t *signs;   // [eights of terms][b_term]: b's signs
     const int32_t *init;
-    const int32_t *idle_init;  // init, and the values of b's bytes with the idle byte of a; or null
     int32_t *out;
     int16_t *codes;           // instead of the sums, if `unit` makes codes of them
     const Requantizer *unit;  // or null

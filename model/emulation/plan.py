@@ -7,8 +7,9 @@ A plan takes a term of the bytes (a, b) apart, exactly:
 
 `values` are cut into byte planes that fit a processor's registers and are looked up; the factors are multiplied. The
 kernel sums the values, the products and the rows, and counts signs; the columns' sums depend on operand b alone and are
-taken once, as are the values' sums for an `idle` a: where few terms are active, only those are looked up or multiplied.
-All is arithmetic modulo 2^32, hence exact where a sum fits 32 bits. The same terms have several plans:
+taken once. Where most of what a has is zeros, only the others' terms are looked up: what the values of an `idle` a come
+to is known beforehand. All is arithmetic modulo 2^32, hence exact where a sum fits 32 bits.
+The same terms have several plans:
 
 - `table`: all is looked up, in one plane or two;
 - `error`: an exact product, and what the multiplier errs by is looked up in one plane;
@@ -46,7 +47,7 @@ class Plan:
     v: NDArray[np.int16]  # (R, 256), of the byte of b in two's complement
     differ: int = 0
     idle: int = -1
-    """The byte of a's zero, if its factors are 0 and its values alike for all b of a sign; else -1."""
+    """The byte of a's zero, if there are no factors and its values are alike for all b of a sign; else -1."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -116,7 +117,7 @@ def _plan(product: Product, rest: NDArray[np.int64], factors: Factors | None, mo
     if factors is not None:
         row, column = row + factors.row, column + factors.column[_two_s_complement(folded)]
     zero = product.a.zero_point
-    idle = np.ptp(values[zero, :entries]) == 0 and (factors is None or not factors.u[:, zero].any())
+    idle = factors is None and np.ptp(values[zero, :entries]) == 0
     planes = np.stack([(values[:, :entries] >> 8 * i) & 255 for i in range(2)], axis=1).astype(np.uint8)[:, :count]
     none = np.zeros((0, 256), np.int64)
     return Plan(

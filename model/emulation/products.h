@@ -13,20 +13,6 @@ constexpr int ABREAST = 6;      // rows that share one load of b's factors
 using Products = void (*)(const int16_t *x, int64_t rows, int64_t pairs, const int16_t *w, int32_t *sums,
                           int64_t width);
 
-// The same of one row and the pairs that are listed, `count` of them and one behind, whose x is 0; x has no others
-using FewProducts = void (*)(const int32_t *x, const uint16_t *list, int64_t count, const int16_t *w, int32_t *sums);
-
-void few_products_portable(const int32_t *x, const uint16_t *list, int64_t count, const int16_t *w, int32_t *sums) {
-    uint32_t *sum = reinterpret_cast<uint32_t *>(sums);
-    for (int64_t i = 0; i < count; i++) {
-        int16_t both[2];
-        std::memcpy(both, x + i, sizeof both);
-        const int16_t *lanes = w + list[i] * 2 * VECTOR;
-        for (int64_t n = 0; n < VECTOR; n++)
-            sum[n] += uint32_t(both[0] * lanes[2 * n]) + uint32_t(both[1] * lanes[2 * n + 1]);
-    }
-}
-
 void products_portable(const int16_t *x, int64_t rows, int64_t pairs, const int16_t *w, int32_t *sums,
                        int64_t width) {
     for (int64_t m = 0; m < rows; m++)
@@ -69,36 +55,6 @@ AVX512 void products512(const int16_t *x, int64_t rows, int64_t pairs, const int
     if (rows) rows512<1>(x, pairs, w, sums, width);
 }
 
-AVX512 void few_products512(const int32_t *x, const uint16_t *list, int64_t count, const int16_t *w, int32_t *sums) {
-    __m512i sum[2][4];  // in turn, since each takes some cycles
-    UNROLLED for (int v = 0; v < 4; v++) {
-        sum[0][v] = _mm512_loadu_si512(sums + 16 * v);
-        sum[1][v] = _mm512_setzero_si512();
-    }
-    for (int64_t i = 0; i < count; i += 2)
-        UNROLLED for (int j = 0; j < 2; j++) {
-            const __m512i both = _mm512_set1_epi32(x[i + j]);
-            UNROLLED for (int v = 0; v < 4; v++) {
-                const __m512i lanes = _mm512_loadu_si512(w + list[i + j] * 2 * VECTOR + 32 * v);
-                sum[j][v] = _mm512_dpwssd_epi32(sum[j][v], lanes, both);
-            }
-        }
-    UNROLLED for (int v = 0; v < 4; v++) _mm512_storeu_si512(sums + 16 * v, _mm512_add_epi32(sum[0][v], sum[1][v]));
-}
-
-AVX2 void few_products256(const int32_t *x, const uint16_t *list, int64_t count, const int16_t *w, int32_t *sums) {
-    __m256i sum[8];
-    auto *place = reinterpret_cast<__m256i *>(sums);
-    UNROLLED for (int v = 0; v < 8; v++) sum[v] = _mm256_loadu_si256(place + v);
-    for (int64_t i = 0; i < count; i++) {
-        const __m256i both = _mm256_set1_epi32(x[i]);
-        const auto *lanes = reinterpret_cast<const __m256i *>(w + list[i] * 2 * VECTOR);
-        UNROLLED for (int v = 0; v < 8; v++)
-            sum[v] = _mm256_add_epi32(sum[v], _mm256_madd_epi16(_mm256_loadu_si256(lanes + v), both));
-    }
-    UNROLLED for (int v = 0; v < 8; v++) _mm256_storeu_si256(place + v, sum[v]);
-}
-
 template <int ROWS>
 AVX2 inline void rows256(const int16_t *x, int64_t pairs, const int16_t *w, int32_t *sums,
                          int64_t width) {
@@ -132,14 +88,6 @@ AVX2 void products256(const int16_t *x, int64_t rows, int64_t pairs, const int16
         UNROLLED for (int n = 0; n < VECTOR; n += 16) rows256<1>(x, pairs, w + 2 * n, sums + n, width);
 }
 #endif
-
-FewProducts choose_few_products(int32_t level) {
-#ifdef X86
-    if (level >= 2) return few_products512;
-    if (level == 1) return few_products256;
-#endif
-    return few_products_portable;
-}
 
 Products choose_products(int32_t level) {
 #ifdef X86
