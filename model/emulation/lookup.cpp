@@ -118,10 +118,10 @@ struct Tile {
 
 // The share of terms that are active, by a sample of the rows
 double active_share(const Job &job, uint8_t idle) {
-    constexpr int64_t EACH = 16;
+    const int64_t each = std::max<int64_t>(16, job.groups * job.rows / 32);
     std::vector<uint8_t> a(size_t(job.terms));
     int64_t active = 0, all = 0;
-    for (int64_t i = 0; i < job.groups * job.rows; i += EACH, all += job.terms) {
+    for (int64_t i = 0; i < job.groups * job.rows; i += each, all += job.terms) {
         gather_row(job, i / job.rows, i % job.rows, 0, job.terms, a.data());
         for (const uint8_t byte : a) active += byte != idle;
     }

@@ -6,7 +6,7 @@ import ctypes
 import os
 import warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,12 +167,26 @@ def _bytes_of_b(plan: Plan, codes: NDArray[np.int16]) -> Bytes:
     return out
 
 
-class Summed(NamedTuple):
+@dataclass(frozen=True)
+class Summed:
     """A way to take sums: a plan, operand b laid out for it, and what the sums (groups, lanes) begin with."""
 
     plan: Plan
     b: Operand
     init: NDArray[np.int32]
+
+    @cached_property
+    def given(self) -> _Plan:
+        """The plan as the kernel is given it."""
+        of, (count, rank) = self.plan, self.plan.shape
+        tables = (_pointer(of.values), _pointer(of.planes), _pointer(of.turned))
+        row = _pointer(of.row) if of.row.any() else None
+        return _Plan(*tables, row, _pointer(of.u), count, of.folded, rank, of.differ, of.idle)
+
+    @cached_property
+    def pointers(self) -> tuple[ctypes.c_void_p, ...]:
+        """To operand b's parts, and to the sums' beginnings."""
+        return tuple(_pointer(array) for array in (self.b.bytes, self.b.pairs, self.b.signs, self.init))
 
 
 class Few(NamedTuple):
@@ -193,28 +207,20 @@ def sums(
     """
     codes = _requantizer(unit) if unit else None
 
-    def job(of: Summed) -> _Job:
-        b = of.b
-        b_group = b.terms * b.lanes if shape.groups > 1 else 0
-        return _Job(
-            *(_pointer(array) for array in (a, b.bytes, b.pairs, b.signs, of.init)),
-            *((None, _pointer(out), ctypes.addressof(codes)) if codes else (_pointer(out), None, None)),
-            _pointer(a_rows),
-            *(shape.groups, shape.rows, shape.terms, shape.lanes, shape.segments, shape.a_segment),
-            *(shape.a_group, b_group, b.pairs[0].size, -(-b.terms // 8) * b.lanes, shape.init_group, shape.out_group),
-            *(b.lanes, shape.out_row),
-        )
-
-    def plan(of: Plan) -> _Plan:
-        tables = (_pointer(of.values), _pointer(of.planes), _pointer(of.turned))
-        count, rank = of.shape
-        row = _pointer(of.row) if of.row.any() else None
-        return _Plan(*tables, row, _pointer(of.u), count, of.folded, rank, of.differ, of.idle)
-
+    b_group = way.b.terms * way.b.lanes if shape.groups > 1 else 0
+    numbers = (
+        *(shape.groups, shape.rows, shape.terms, shape.lanes, shape.segments, shape.a_segment),
+        *(shape.a_group, b_group, way.b.pairs[0].size, -(-way.b.terms // 8) * way.b.lanes),
+        *(shape.init_group, shape.out_group, way.b.lanes, shape.out_row),
+    )
+    results = (None, _pointer(out), ctypes.addressof(codes)) if codes else (_pointer(out), None, None)
+    of_a, of_rows = _pointer(a), _pointer(a_rows)
+    job = _Job(of_a, *way.pointers, *results, of_rows, *numbers)
+    few_job = _Job(of_a, *few.way.pointers, *results, of_rows, *numbers) if few else None
     small = shape.groups * shape.rows * shape.terms * shape.lanes < _SMALL
     _library().redcane_sums(
-        ctypes.byref(plan(way.plan)), ctypes.byref(job(way)),
-        ctypes.byref(plan(few.way.plan)) if few else None, ctypes.byref(job(few.way)) if few else None,
+        ctypes.byref(way.given), ctypes.byref(job),
+        ctypes.byref(few.way.given) if few else None, ctypes.byref(few_job) if few_job else None,
         ctypes.c_double(few.share if few else 0.0),
         ctypes.c_int32(LEVELS.index(level)), ctypes.c_int32(1 if small else threads),
     )  # fmt: skip
