@@ -70,7 +70,7 @@ Kernel at(const Plan &plan, int32_t level, const Job &job) {
         return plan.differ ? Kernel{by_lanes256<PLANES, true>, few_by_lanes256<PLANES, true>, PICKS, PICKS}
                            : Kernel{by_lanes256<PLANES, false>, few_by_lanes256<PLANES, false>, PICKS, PICKS};
     if (level == 1 && job.rows > 2)
-        return {by_rows256<PLANES, FOLDED>, few_by_rows256<PLANES, FOLDED>, ROWS, FEW_ROWS, SIDE};
+        return {by_rows256<PLANES, FOLDED>, few256<PLANES, FOLDED>, ROWS, FEW_ROWS, SIDE};
 #endif
     return {micro_portable, few_portable};
 }

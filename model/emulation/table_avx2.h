@@ -34,6 +34,20 @@ AVX2 inline void transpose256(__m256i (&v)[8]) {
     }
 }
 
+// The sums of low bytes and of high ones, of sixteen words: each half's eight in 32 bits
+AVX2 inline void whole256(__m256i below, __m256i above, __m256i (&eight)[2]) {
+    const __m256i weights = _mm256_set1_epi32(256 << 16 | 1);
+    const __m256i first = _mm256_madd_epi16(_mm256_unpacklo_epi16(below, above), weights);
+    const __m256i last = _mm256_madd_epi16(_mm256_unpackhi_epi16(below, above), weights);
+    eight[0] = _mm256_permute2x128_si256(first, last, 0x20);
+    eight[1] = _mm256_permute2x128_si256(first, last, 0x31);
+}
+
+AVX2 inline void accumulate256(__m256i eight, int32_t *to) {
+    auto *place = reinterpret_cast<__m256i *>(to);
+    _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), eight));
+}
+
 // The sums of a block of terms: what sixteen bytes of one operand have with each byte of the other
 template <int PLANES>
 class Sums {
@@ -86,9 +100,9 @@ class Sums {
             transpose256(bytes[1]);
             UNROLLED for (int i = 0; i < 8; i++) {
                 __m256i eight[2];
-                whole(bytes[0][i], bytes[1][i], eight);
-                if (i < sides) accumulate(eight[0], sums + i * width + n);
-                if (i + 8 < sides) accumulate(eight[1], sums + (i + 8) * width + n);
+                whole256(bytes[0][i], bytes[1][i], eight);
+                if (i < sides) accumulate256(eight[0], sums + i * width + n);
+                if (i + 8 < sides) accumulate256(eight[1], sums + (i + 8) * width + n);
             }
         }
     }
@@ -98,8 +112,8 @@ class Sums {
         for (int64_t m = 0; m < count; m++) {
             __m256i below, above, eight[2];
             of(m, below, above);
-            whole(below, above, eight);
-            UNROLLED for (int i = 0; i < 2; i++) accumulate(eight[i], sums + m * width + 8 * i);
+            whole256(below, above, eight);
+            UNROLLED for (int i = 0; i < 2; i++) accumulate256(eight[i], sums + m * width + 8 * i);
         }
     }
 
@@ -146,20 +160,6 @@ class Sums {
     AVX2 void of(int64_t n, __m256i &below, __m256i &above) const {
         above = PLANES == 2 ? high_[n] : _mm256_setzero_si256();
         below = _mm256_sub_epi16(low_[n], _mm256_slli_epi16(above, 8));
-    }
-
-    // Each half's eight sums in 32 bits
-    AVX2 static void whole(__m256i below, __m256i above, __m256i (&eight)[2]) {
-        const __m256i weights = _mm256_set1_epi32(256 << 16 | 1);
-        const __m256i first = _mm256_madd_epi16(_mm256_unpacklo_epi16(below, above), weights);
-        const __m256i last = _mm256_madd_epi16(_mm256_unpackhi_epi16(below, above), weights);
-        eight[0] = _mm256_permute2x128_si256(first, last, 0x20);
-        eight[1] = _mm256_permute2x128_si256(first, last, 0x31);
-    }
-
-    AVX2 static void accumulate(__m256i eight, int32_t *to) {
-        auto *place = reinterpret_cast<__m256i *>(to);
-        _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), eight));
     }
 
     __m256i laid_[TERMS][ENTRIES], low_[PICKS], high_[PICKS];
@@ -215,32 +215,94 @@ AVX2 void by_rows256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t t
     }
 }
 
-// The same of at most `DEPTH` terms, without those that none of sixteen rows has active
+// sums += 32 lanes of `all` (bytes summed as words, the odd ones in the high half) and `odd`, plane by plane
+template <int PLANES>
+AVX2 inline void flush_few256(const __m256i (&all)[PLANES], const __m256i (&odd)[PLANES], int32_t *sums) {
+    __m256i low[2] = {}, high[2] = {};  // words: of each half's sixteen lanes the first eight and the last
+    UNROLLED for (int j = 0; j < PLANES; j++) {
+        const __m256i even = _mm256_sub_epi16(all[j], _mm256_slli_epi16(odd[j], 8));
+        low[j] = _mm256_unpacklo_epi16(even, odd[j]);
+        high[j] = _mm256_unpackhi_epi16(even, odd[j]);
+    }
+    __m256i eight[2];
+    whole256(low[0], low[1], eight);
+    accumulate256(eight[0], sums);
+    accumulate256(eight[1], sums + 16);
+    whole256(high[0], high[1], eight);
+    accumulate256(eight[0], sums + 8);
+    accumulate256(eight[1], sums + 24);
+}
+
+// Of one row and `WIDE` times 32 lanes: what the terms listed have beyond an idle term's value, which is `idle`, or
+// `beyond` more where b is negative. Of what 32 bytes each pick, sixteen entries are shuffled at once.
+template <int PLANES, bool FOLDED, int WIDE>
+AVX2 inline void few_lanes256(const uint8_t *table, const uint8_t *a, const uint16_t *list, int64_t count,
+                              const uint8_t *b, int64_t b_term, const uint8_t *shuffles, int32_t idle, int32_t beyond,
+                              int32_t *sums) {
+    constexpr int64_t SOME = FOLDED ? 128 : 256;  // entries
+    const __m256i sixteen = _mm256_set1_epi8(16), up = _mm256_set1_epi8(112), zero = _mm256_setzero_si256();
+    __m256i all[WIDE][PLANES] = {}, odd[WIDE][PLANES] = {}, negative[WIDE] = {};
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t k = list[i];
+        const uint8_t *row = table + a[k] * (PLANES * SOME);
+        const auto *picks = reinterpret_cast<const __m256i *>(b + k * b_term);
+        __m256i picked[WIDE][PLANES] = {}, place[WIDE];
+        UNROLLED for (int v = 0; v < WIDE; v++) {
+            place[v] = _mm256_loadu_si256(picks + v);
+            if constexpr (FOLDED) place[v] = _mm256_and_si256(place[v], _mm256_set1_epi8(127));
+        }
+        for (int64_t e = 0; e < shuffles[k]; e++) {
+            __m256i entries[PLANES];
+            UNROLLED for (int j = 0; j < PLANES; j++)
+                entries[j] = _mm256_broadcastsi128_si256(
+                    _mm_loadu_si128(reinterpret_cast<const __m128i *>(row + j * SOME + 16 * e)));
+            UNROLLED for (int v = 0; v < WIDE; v++) {
+                const __m256i of = _mm256_adds_epu8(place[v], up);  // from 16 on the top bit is set: a zero is picked
+                UNROLLED for (int j = 0; j < PLANES; j++)
+                    picked[v][j] = _mm256_or_si256(picked[v][j], _mm256_shuffle_epi8(entries[j], of));
+                place[v] = _mm256_sub_epi8(place[v], sixteen);
+            }
+        }
+        UNROLLED for (int v = 0; v < WIDE; v++) {
+            const __m256i sign = FOLDED ? _mm256_cmpgt_epi8(zero, _mm256_loadu_si256(picks + v)) : zero;
+            if constexpr (FOLDED) negative[v] = _mm256_sub_epi8(negative[v], sign);
+            UNROLLED for (int j = 0; j < PLANES; j++) {
+                const __m256i bytes = _mm256_xor_si256(picked[v][j], sign);
+                all[v][j] = _mm256_add_epi16(all[v][j], bytes);
+                odd[v][j] = _mm256_add_epi16(odd[v][j], _mm256_srli_epi16(bytes, 8));
+            }
+        }
+    }
+    UNROLLED for (int v = 0; v < WIDE; v++) {
+        flush_few256<PLANES>(all[v], odd[v], sums + 32 * v);
+        if constexpr (!FOLDED) continue;  // an idle term's value is 0
+        alignas(32) uint8_t counts[32];
+        _mm256_store_si256(reinterpret_cast<__m256i *>(counts), negative[v]);
+        for (int n = 0; n < 32; n++) sums[32 * v + n] -= int32_t(count) * idle + counts[n] * beyond;
+    }
+}
+
+// A micro-kernel of at most `DEPTH` terms of which few are active, row by row. Trained weights are mostly small: entries
+// beyond the largest that is picked are left out.
 template <int PLANES, bool FOLDED>
-AVX2 void few_by_rows256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
-                         int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
-    const uint8_t idle = uint8_t(plan.idle);
-    const int32_t value = plan.values[256 * idle], beyond = plan.values[256 * idle + 128] - value;
-    uint32_t used[DEPTH];
-    for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(b + k * b_term, lanes);
-    Sums<PLANES> of;
-    for (; rows > 0; rows -= SIDE, a += SIDE * DEPTH, sums += SIDE * width) {
-        const int64_t sides = std::min(SIDE, rows);
-        uint8_t any[DEPTH] = {};
-        uint16_t list[DEPTH + 32];
-        for (int64_t i = 0; i < sides; i++)
-            for (int64_t k = 0; k < terms; k++) any[k] |= a[i * DEPTH + k] ^ idle;
-        const int64_t active = active_portable(any, terms, 0, list);
-        for (int64_t k0 = 0; k0 < active; k0 += BLOCK) {
-            const int64_t count = std::min(BLOCK, active - k0);
-            of.template add<FOLDED>(plan.values, a, DEPTH, 1, b, b_term, lanes, list + k0, count, used);
-            of.flush_rows(sides, lanes, sums, width);
-            if constexpr (!FOLDED) continue;  // an idle term's value is 0
-            uint8_t negative[LANES] = {};
-            for (int64_t k = k0; k < k0 + count; k++)
-                for (int64_t n = 0; n < lanes; n++) negative[n] += b[list[k] * b_term + n] >> 7;
-            for (int64_t i = 0; i < sides; i++)
-                for (int64_t n = 0; n < lanes; n++) sums[i * width + n] -= int32_t(count) * value + negative[n] * beyond;
+AVX2 void few256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
+                 int64_t lanes, int32_t *sums, int64_t width) {
+    const int32_t idle = plan.values[256 * plan.idle], beyond = plan.values[256 * plan.idle + 128] - idle;
+    uint16_t list[DEPTH + 32];
+    uint8_t shuffles[DEPTH];
+    for (int64_t k = 0; k < terms; k++)
+        shuffles[k] = uint8_t((33 - __builtin_clz(eights<FOLDED>(b + k * b_term, lanes))) / 2);
+    for (; rows > 0; rows--, a += DEPTH, sums += width) {
+        const int64_t active = active_portable(a, terms, uint8_t(plan.idle), list);
+        for (int64_t k = 0; k < active; k += BLOCK) {
+            const int64_t count = std::min(BLOCK, active - k);
+            int64_t n = 0;
+            for (; n + VECTOR < lanes; n += 2 * VECTOR)
+                few_lanes256<PLANES, FOLDED, 4>(plan.planes, a, list + k, count, b + n, b_term, shuffles, idle, beyond,
+                                                sums + n);
+            if (n < lanes)
+                few_lanes256<PLANES, FOLDED, 2>(plan.planes, a, list + k, count, b + n, b_term, shuffles, idle, beyond,
+                                                sums + n);
         }
     }
 }
