@@ -20,7 +20,8 @@ from model.multipliers.netlist import cache_folder
 from model.qnetwork import Product
 
 _SHORT = 32  # terms: sums of fewer are measured as sums of 8, the class capsules' votes
-_EVEN = 0.6  # share of terms at which picking them out takes as long as summing all
+_EVEN = {"portable": 0.55, "avx2": 0.3, "avx512": 0.55}
+"""The share of active terms at which picking them out takes as long as looking all up: measured on Zen 5."""
 _FACTORS = 4  # measured at once
 _RUNS = 8
 _NOTHING = "nothing"
@@ -58,9 +59,9 @@ def for_few(
     if table.idle < 0 or length < _SHORT:
         return None
     if table is plan:
-        return table, _EVEN
+        return table, _EVEN[level]
     known = costs(level, short=False)
-    return table, min(_EVEN, _EVEN * cost(plan, known) / cost(table, known))
+    return table, _EVEN[level] * min(1.0, cost(plan, known) / cost(table, known))
 
 
 def cost(plan: Plan, known: dict[str, float]) -> float:

@@ -8,6 +8,9 @@
 // 6-0 pick: a negated term is its complement plus a constant. These are sums over weights alone, the caller's `init`,
 // or, where a has a sign too, are counted (begin.h). With AVX2 one look-up serves sixteen activations or lanes
 // (table_avx2.h).
+//
+// Where most activations are zeros, only the terms of the others are looked up, row by row (active.h): the sums begin
+// with what all values would come to if every a was idle, and each term adds what its value has beyond that.
 
 #include <atomic>
 #include <vector>
@@ -15,6 +18,7 @@
 #include "active.h"
 #include "begin.h"
 #include "capsules.h"
+#include "few_avx2.h"
 #include "helpers.h"
 #include "plan.h"
 #include "products.h"
@@ -26,7 +30,7 @@ namespace {
 
 constexpr int64_t ROWS = 64;
 constexpr int64_t FEW_ROWS = 256;  // that a tile has where few terms are active: then what takes time is to load b
-constexpr int64_t FEW = 128;  // lanes
+constexpr int64_t NARROW = 128;    // lanes
 
 // sums[m * width + n] += the values of bytes a[m * depth + k] and b[k * b_term + n]; where few are active, less the values
 // that they would have if a was idle
@@ -58,19 +62,17 @@ void few_portable(const Plan &plan, const uint8_t *a, int64_t rows, int64_t term
 
 struct Kernel {
     Micro micro = nullptr, few = nullptr;  // of BLOCK and DEPTH terms
-    int64_t rows = ROWS, few_rows = FEW_ROWS;  // that a tile has at most
-    int64_t step = 1;                          // rows that cost as much as one
+    int64_t rows = ROWS;                   // that a tile has at most
+    int64_t step = 1;                      // rows that cost as much as one
 };
 
 template <int PLANES, bool FOLDED>
 Kernel at(const Plan &plan, int32_t level, const Job &job) {
 #ifdef X86
     if (level >= 2) return {micro512<PLANES, FOLDED>, few512<PLANES, FOLDED>};
-    if (level == 1 && job.lanes <= FEW && job.rows > job.lanes)
-        return plan.differ ? Kernel{by_lanes256<PLANES, true>, few_by_lanes256<PLANES, true>, PICKS, PICKS}
-                           : Kernel{by_lanes256<PLANES, false>, few_by_lanes256<PLANES, false>, PICKS, PICKS};
-    if (level == 1 && job.rows > 2)
-        return {by_rows256<PLANES, FOLDED>, few256<PLANES, FOLDED>, ROWS, FEW_ROWS, SIDE};
+    if (level == 1 && job.lanes <= NARROW && job.rows > job.lanes)
+        return {plan.differ ? by_lanes256<PLANES, true> : by_lanes256<PLANES, false>, few256<PLANES, FOLDED>, PICKS};
+    if (level == 1 && job.rows > 2) return {by_rows256<PLANES, FOLDED>, few256<PLANES, FOLDED>, ROWS, SIDE};
 #endif
     return {micro_portable, few_portable};
 }
@@ -231,16 +233,16 @@ void redcane_sums(const Plan *plan, const Job *job, const Plan *few_plan, const 
     const Kernel kernel = choose_kernel(*plan, level, *job);
     const Steps steps{choose_begin(level), some ? kernel.few : kernel.micro, some ? DEPTH : BLOCK,
                       choose_products(level), choose_requantize(level)};
-    const int64_t most = some ? kernel.few_rows : kernel.rows;
+    const int64_t most = some ? FEW_ROWS : kernel.rows, step = some ? 1 : kernel.step;
     const int64_t across = (job->lanes + LANES - 1) / LANES;
     // Few rows are divided so that every thread has some, and as many as the others; each pass over b has its price.
     const int64_t strips = job->groups * across, each = threads > 1 ? 2 * threads : 1;
     const int64_t wanted = std::max((each + strips - 1) / strips, (job->rows + most - 1) / most);
     const int64_t fair = strips < each ? (wanted + threads - 1) / threads * threads : wanted;
     const int64_t down = std::max<int64_t>(1, std::min(job->rows, fair)), tiles = strips * down;
-    const int64_t height = (job->rows + down - 1) / down + kernel.step;
+    const int64_t height = (job->rows + down - 1) / down + step;
     const auto row = [&](int64_t i) {  // where tile i of those below each other begins
-        return std::min(job->rows, (job->rows * i / down + kernel.step / 2) / kernel.step * kernel.step);
+        return std::min(job->rows, (job->rows * i / down + step / 2) / step * step);
     };
     parallel(threads, tiles, std::max<int64_t>(1, std::min<int64_t>(64, tiles / (8 * threads))),
              [&](int64_t first, int64_t last) {

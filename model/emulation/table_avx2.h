@@ -5,7 +5,6 @@
 
 #pragma once
 
-#include "active.h"
 #include "plan.h"
 
 #ifdef X86
@@ -53,41 +52,18 @@ template <int PLANES>
 class Sums {
   public:
     // `sides` of the one are `step` apart; `picks`, so many, are the other's. Of a folded table the upper half of a
-    // row is the lower one's complement. Terms are those listed.
+    // row is the lower one's complement.
     template <bool FOLDED>
     AVX2 void add(const uint16_t *table, const uint8_t *sides, int64_t step, int64_t side_term, const uint8_t *picks,
-                  int64_t pick_term, int64_t count, const uint16_t *list, int64_t terms, const uint32_t *used) {
+                  int64_t pick_term, int64_t count, int64_t terms, const uint32_t *used) {
         for (int64_t k = 0; k < terms;) {
             const int64_t some = terms - k < TERMS ? 1 : TERMS;
-            const uint8_t *each[TERMS];
-            for (int64_t i = 0; i < some; i++) {
-                const int64_t at = list[k + i];
-                lay_out<FOLDED>(table, sides + at * side_term, step, used[at], laid_[i]);
-                each[i] = picks + at * pick_term;
-            }
+            for (int64_t i = 0; i < some; i++)
+                lay_out<FOLDED>(table, sides + (k + i) * side_term, step, used[k + i], laid_[i]);
             const auto pick = k ? (some == TERMS ? &Sums::pick<TERMS, false> : &Sums::pick<1, false>)
                                 : (some == TERMS ? &Sums::pick<TERMS, true> : &Sums::pick<1, true>);
-            (this->*pick)(each, count);
+            (this->*pick)(picks + k * pick_term, pick_term, count);
             k += some;
-        }
-    }
-
-    AVX2 void clear(int64_t count) {
-        for (int64_t n = 0; n < count; n++) low_[n] = high_[n] = _mm256_setzero_si256();
-    }
-
-    // What the picks listed have beyond the `idle` one, of one term
-    template <bool FOLDED>
-    AVX2 void add_some(const uint16_t *table, const uint8_t *sides, const uint8_t *picks, const uint16_t *list,
-                       int64_t count, uint8_t idle, uint32_t used) {
-        lay_out<FOLDED>(table, sides, 1, used | 1u << idle / 8, laid_[0]);
-        const __m256i none = laid_[0][idle], none_high = _mm256_srli_epi16(none, 8);
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t n = list[i];
-            const __m256i word = laid_[0][picks[n]];
-            low_[n] = _mm256_add_epi16(low_[n], _mm256_sub_epi16(word, none));
-            if constexpr (PLANES == 2)
-                high_[n] = _mm256_add_epi16(high_[n], _mm256_sub_epi16(_mm256_srli_epi16(word, 8), none_high));
         }
     }
 
@@ -143,11 +119,11 @@ class Sums {
 
     // The first terms' sums take the place of those before
     template <int COUNT, bool FIRST>
-    AVX2 void pick(const uint8_t *const (&picks)[TERMS], int64_t count) {
+    AVX2 void pick(const uint8_t *picks, int64_t pick_term, int64_t count) {
         for (int64_t n = 0; n < count; n++) {
-            __m256i word = laid_[0][picks[0][n]], byte = _mm256_srli_epi16(word, 8);
+            __m256i word = laid_[0][picks[n]], byte = _mm256_srli_epi16(word, 8);
             UNROLLED for (int k = 1; k < COUNT; k++) {
-                const __m256i next = laid_[k][picks[k][n]];
+                const __m256i next = laid_[k][picks[k * pick_term + n]];
                 word = _mm256_add_epi16(word, next);
                 byte = _mm256_add_epi16(byte, _mm256_srli_epi16(next, 8));
             }
@@ -194,123 +170,18 @@ AVX2 inline uint32_t eights(const uint8_t *picks, int64_t count) {
     return used;
 }
 
-// The places 0, 1, ...
-inline void all_of(int64_t count, uint16_t *list) {
-    for (int64_t k = 0; k < count; k++) list[k] = uint16_t(k);
-}
-
 // A micro-kernel, rows side by side; a has room for the next multiple of sixteen rows
 template <int PLANES, bool FOLDED>
 AVX2 void by_rows256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                      int64_t lanes, int32_t *sums, int64_t width) {
     static_assert(LANES <= PICKS);
-    uint16_t list[BLOCK];
     uint32_t used[BLOCK];
-    all_of(terms, list);
     for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(b + k * b_term, lanes);
     Sums<PLANES> of;
     for (; rows > 0; rows -= SIDE, a += SIDE * BLOCK, sums += SIDE * width) {
-        of.template add<FOLDED>(plan.values, a, BLOCK, 1, b, b_term, lanes, list, terms, used);
+        of.template add<FOLDED>(plan.values, a, BLOCK, 1, b, b_term, lanes, terms, used);
         of.flush_rows(std::min(SIDE, rows), lanes, sums, width);
     }
-}
-
-// sums += 32 lanes of `all` (bytes summed as words, the odd ones in the high half) and `odd`, plane by plane
-template <int PLANES>
-AVX2 inline void flush_few256(const __m256i (&all)[PLANES], const __m256i (&odd)[PLANES], int32_t *sums) {
-    __m256i low[2] = {}, high[2] = {};  // words: of each half's sixteen lanes the first eight and the last
-    UNROLLED for (int j = 0; j < PLANES; j++) {
-        const __m256i even = _mm256_sub_epi16(all[j], _mm256_slli_epi16(odd[j], 8));
-        low[j] = _mm256_unpacklo_epi16(even, odd[j]);
-        high[j] = _mm256_unpackhi_epi16(even, odd[j]);
-    }
-    __m256i eight[2];
-    whole256(low[0], low[1], eight);
-    accumulate256(eight[0], sums);
-    accumulate256(eight[1], sums + 16);
-    whole256(high[0], high[1], eight);
-    accumulate256(eight[0], sums + 8);
-    accumulate256(eight[1], sums + 24);
-}
-
-// Of one row and `WIDE` times 32 lanes: what the terms listed have beyond an idle term's value, which is `idle`, or
-// `beyond` more where b is negative. Of what 32 bytes each pick, sixteen entries are shuffled at once.
-template <int PLANES, bool FOLDED, int WIDE>
-AVX2 inline void few_lanes256(const uint8_t *table, const uint8_t *a, const uint16_t *list, int64_t count,
-                              const uint8_t *b, int64_t b_term, const uint8_t *shuffles, int32_t idle, int32_t beyond,
-                              int32_t *sums) {
-    constexpr int64_t SOME = FOLDED ? 128 : 256;  // entries
-    const __m256i sixteen = _mm256_set1_epi8(16), up = _mm256_set1_epi8(112), zero = _mm256_setzero_si256();
-    __m256i all[WIDE][PLANES] = {}, odd[WIDE][PLANES] = {}, negative[WIDE] = {};
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t k = list[i];
-        const uint8_t *row = table + a[k] * (PLANES * SOME);
-        const auto *picks = reinterpret_cast<const __m256i *>(b + k * b_term);
-        __m256i picked[WIDE][PLANES] = {}, place[WIDE];
-        UNROLLED for (int v = 0; v < WIDE; v++) {
-            place[v] = _mm256_loadu_si256(picks + v);
-            if constexpr (FOLDED) place[v] = _mm256_and_si256(place[v], _mm256_set1_epi8(127));
-        }
-        for (int64_t e = 0; e < shuffles[k]; e++) {
-            __m256i entries[PLANES];
-            UNROLLED for (int j = 0; j < PLANES; j++)
-                entries[j] = _mm256_broadcastsi128_si256(
-                    _mm_loadu_si128(reinterpret_cast<const __m128i *>(row + j * SOME + 16 * e)));
-            UNROLLED for (int v = 0; v < WIDE; v++) {
-                const __m256i of = _mm256_adds_epu8(place[v], up);  // from 16 on the top bit is set: a zero is picked
-                UNROLLED for (int j = 0; j < PLANES; j++)
-                    picked[v][j] = _mm256_or_si256(picked[v][j], _mm256_shuffle_epi8(entries[j], of));
-                place[v] = _mm256_sub_epi8(place[v], sixteen);
-            }
-        }
-        UNROLLED for (int v = 0; v < WIDE; v++) {
-            const __m256i sign = FOLDED ? _mm256_cmpgt_epi8(zero, _mm256_loadu_si256(picks + v)) : zero;
-            if constexpr (FOLDED) negative[v] = _mm256_sub_epi8(negative[v], sign);
-            UNROLLED for (int j = 0; j < PLANES; j++) {
-                const __m256i bytes = _mm256_xor_si256(picked[v][j], sign);
-                all[v][j] = _mm256_add_epi16(all[v][j], bytes);
-                odd[v][j] = _mm256_add_epi16(odd[v][j], _mm256_srli_epi16(bytes, 8));
-            }
-        }
-    }
-    UNROLLED for (int v = 0; v < WIDE; v++) {
-        flush_few256<PLANES>(all[v], odd[v], sums + 32 * v);
-        if constexpr (!FOLDED) continue;  // an idle term's value is 0
-        alignas(32) uint8_t counts[32];
-        _mm256_store_si256(reinterpret_cast<__m256i *>(counts), negative[v]);
-        for (int n = 0; n < 32; n++) sums[32 * v + n] -= int32_t(count) * idle + counts[n] * beyond;
-    }
-}
-
-// A micro-kernel of at most `DEPTH` terms of which few are active, row by row. Trained weights are mostly small: entries
-// beyond the largest that is picked are left out.
-template <int PLANES, bool FOLDED>
-AVX2 void few256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
-                 int64_t lanes, int32_t *sums, int64_t width) {
-    const int32_t idle = plan.values[256 * plan.idle], beyond = plan.values[256 * plan.idle + 128] - idle;
-    uint16_t list[DEPTH + 32];
-    uint8_t shuffles[DEPTH];
-    for (int64_t k = 0; k < terms; k++)
-        shuffles[k] = uint8_t((33 - __builtin_clz(eights<FOLDED>(b + k * b_term, lanes))) / 2);
-    for (; rows > 0; rows--, a += DEPTH, sums += width) {
-        const int64_t active = active_portable(a, terms, uint8_t(plan.idle), list);
-        for (int64_t k = 0; k < active; k += BLOCK) {
-            const int64_t count = std::min(BLOCK, active - k);
-            int64_t n = 0;
-            for (; n + VECTOR < lanes; n += 2 * VECTOR)
-                few_lanes256<PLANES, FOLDED, 4>(plan.planes, a, list + k, count, b + n, b_term, shuffles, idle, beyond,
-                                                sums + n);
-            if (n < lanes)
-                few_lanes256<PLANES, FOLDED, 2>(plan.planes, a, list + k, count, b + n, b_term, shuffles, idle, beyond,
-                                                sums + n);
-        }
-    }
-}
-
-// How bytes of a pick from the table turned over: where both operands have signs, its rows are folded too
-template <bool FOLDED>
-uint8_t pick_of(uint8_t byte) {
-    return FOLDED && byte >= 128 ? uint8_t(128 - byte) : byte;  // sign and magnitude
 }
 
 // A micro-kernel of at most `PICKS` rows, lanes side by side. Where both operands have signs the entries, here a's, are
@@ -319,45 +190,17 @@ template <int PLANES, bool FOLDED>
 AVX2 void by_lanes256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b, int64_t b_term,
                       int64_t lanes, int32_t *sums, int64_t width) {
     uint8_t by_term[BLOCK * PICKS];
-    uint16_t list[BLOCK];
     uint32_t used[BLOCK];
-    all_of(terms, list);
     for (int64_t m = 0; m < rows; m++)
-        for (int64_t k = 0; k < terms; k++) by_term[k * PICKS + m] = pick_of<FOLDED>(a[m * BLOCK + k]);
+        for (int64_t k = 0; k < terms; k++) {
+            const uint8_t byte = a[m * BLOCK + k];
+            by_term[k * PICKS + m] = FOLDED && byte >= 128 ? uint8_t(128 - byte) : byte;  // sign and magnitude
+        }
     for (int64_t k = 0; k < terms; k++) used[k] = eights<FOLDED>(by_term + k * PICKS, rows);
     Sums<PLANES> of;
     for (int64_t n = 0; n < lanes; n += SIDE) {
-        of.template add<FOLDED>(plan.turned, b + n, 1, b_term, by_term, PICKS, rows, list, terms, used);
+        of.template add<FOLDED>(plan.turned, b + n, 1, b_term, by_term, PICKS, rows, terms, used);
         of.flush_lanes(rows, sums + n, width);
-    }
-}
-
-// The same of at most `DEPTH` terms, which pick for the rows that have them active
-template <int PLANES, bool FOLDED>
-AVX2 void few_by_lanes256(const Plan &plan, const uint8_t *a, int64_t rows, int64_t terms, const uint8_t *b,
-                          int64_t b_term, int64_t lanes, int32_t *sums, int64_t width) {
-    const uint8_t idle = uint8_t(plan.idle);
-    uint8_t by_term[BLOCK * PICKS];
-    uint16_t lists[BLOCK][PICKS + 32];
-    uint32_t used[BLOCK];
-    int64_t counts[BLOCK];
-    Sums<PLANES> of;
-    for (int64_t k0 = 0; k0 < terms; k0 += BLOCK) {
-        const int64_t count = std::min(BLOCK, terms - k0);
-        for (int64_t m = 0; m < rows; m++)
-            for (int64_t k = 0; k < count; k++) by_term[k * PICKS + m] = pick_of<FOLDED>(a[m * DEPTH + k0 + k]);
-        for (int64_t k = 0; k < count; k++) {
-            used[k] = eights<FOLDED>(by_term + k * PICKS, rows);
-            counts[k] = active_portable(by_term + k * PICKS, rows, idle, lists[k]);
-        }
-        for (int64_t n = 0; n < lanes; n += SIDE) {
-            of.clear(rows);
-            for (int64_t k = 0; k < count; k++)
-                if (counts[k])
-                    of.template add_some<FOLDED>(plan.turned, b + (k0 + k) * b_term + n, by_term + k * PICKS, lists[k],
-                                                 counts[k], idle, used[k]);
-            of.flush_lanes(rows, sums + n, width);
-        }
     }
 }
 
