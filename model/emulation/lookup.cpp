@@ -292,11 +292,13 @@ void redcane_a(const int16_t *codes, uint8_t *out, int64_t images, int64_t rows,
 }
 
 // The bytes of codes as operand b: two's complement, or sign and magnitude for a folded plan
-void redcane_b(const int16_t *codes, uint8_t *out, int64_t count, int32_t folded) {
-    for (int64_t i = 0; i < count; i++) {
-        const int16_t sign = folded ? int16_t(codes[i] >> 15) : int16_t(0);  // without a branch: signs are like random
-        out[i] = uint8_t(((codes[i] ^ sign) - sign) | (sign & 128));
-    }
+void redcane_b(const int16_t *codes, uint8_t *out, int64_t count, int32_t folded, int32_t threads) {
+    parallel(threads, count, 1 << 16, [=](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; i++) {
+            const int16_t sign = folded ? int16_t(codes[i] >> 15) : int16_t(0);  // no branch: signs are like random
+            out[i] = uint8_t(((codes[i] ^ sign) - sign) | (sign & 128));
+        }
+    });
 }
 
 // b's factors of codes [groups][terms][lanes]: w[g, n / VECTOR, r, k / 2, n % VECTOR, k % 2] = v[r][the code's byte]
@@ -314,20 +316,27 @@ void redcane_pairs(const int16_t *codes, const int16_t *v, int16_t *w, int64_t g
 }
 
 // The signs of bytes [groups][terms][lanes]: of term k bit k % 8 of out[g, k / 8, n]
-void redcane_signs(const uint8_t *bytes, uint8_t *out, int64_t groups, int64_t terms, int64_t lanes) {
-    for (int64_t g = 0; g < groups; g++, out += (terms + 7) / 8 * lanes)
-        for (int64_t k = 0; k < terms; k++, bytes += lanes)
-            for (int64_t n = 0; n < lanes; n++) out[k / 8 * lanes + n] |= uint8_t(bytes[n] >> 7 << k % 8);
+void redcane_signs(const uint8_t *bytes, uint8_t *out, int64_t groups, int64_t terms, int64_t lanes, int32_t threads) {
+    parallel(threads, groups, std::max<int64_t>(1, (1 << 16) / (terms * lanes)), [=](int64_t first, int64_t last) {
+        for (int64_t g = first; g < last; g++)
+            for (int64_t k = 0; k < terms; k++) {
+                const uint8_t *from = bytes + (g * terms + k) * lanes;
+                uint8_t *to = out + (g * ((terms + 7) / 8) + k / 8) * lanes;
+                for (int64_t n = 0; n < lanes; n++) to[n] |= uint8_t(from[n] >> 7 << k % 8);
+            }
+    });
 }
 
 // out[g, n] = sum over k of column[b[g, k, n]]: the constants that belong to the weights
 void redcane_columns(const int32_t *column, const uint8_t *b, int32_t *out, int64_t groups, int64_t terms,
-                     int64_t lanes) {
-    for (int64_t g = 0; g < groups; g++) {
-        uint32_t *sums = reinterpret_cast<uint32_t *>(out + g * lanes);
-        std::fill(sums, sums + lanes, 0u);
-        for (int64_t k = 0; k < terms; k++)
-            for (int64_t n = 0; n < lanes; n++) sums[n] += uint32_t(column[b[(g * terms + k) * lanes + n]]);
-    }
+                     int64_t lanes, int32_t threads) {
+    parallel(threads, groups, std::max<int64_t>(1, (1 << 16) / (terms * lanes)), [=](int64_t first, int64_t last) {
+        for (int64_t g = first; g < last; g++) {
+            uint32_t *sums = reinterpret_cast<uint32_t *>(out + g * lanes);
+            std::fill(sums, sums + lanes, 0u);
+            for (int64_t k = 0; k < terms; k++)
+                for (int64_t n = 0; n < lanes; n++) sums[n] += uint32_t(column[b[(g * terms + k) * lanes + n]]);
+        }
+    });
 }
 }

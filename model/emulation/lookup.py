@@ -110,9 +110,9 @@ class Shape:
 class Operand:
     """Bytes of operand b (groups, terms, lanes), which look up, and what else a plan reads: factors, and signs."""
 
-    def __init__(self, plan: Plan, bytes_of_b: Bytes, shape: tuple[int, int, int]) -> None:
+    def __init__(self, plan: Plan, bytes_of_b: Bytes, shape: tuple[int, int, int], threads: int = 1) -> None:
         groups, terms, lanes = shape
-        self.lanes, self.terms, self.bytes = lanes, terms, bytes_of_b
+        self.lanes, self.terms, self.bytes, self._threads = lanes, terms, bytes_of_b, threads
         self.columns = np.zeros((groups, lanes), np.int32)
         """What the plan's columns add to the sums."""
         if plan.column.any():
@@ -121,7 +121,7 @@ class Operand:
         self.signs = np.zeros(groups * (-(-terms // 8) if plan.differ else 0) * lanes + SLACK, np.uint8)
         if plan.differ:
             signs = (_pointer(self.bytes), _pointer(self.signs))
-            _library().redcane_signs(*signs, *map(ctypes.c_int64, shape))
+            _library().redcane_signs(*signs, *map(ctypes.c_int64, shape), ctypes.c_int32(threads))
 
     @classmethod
     def of_weights(cls, plan: Plan, codes: NDArray[np.int16]) -> Operand:
@@ -129,7 +129,7 @@ class Operand:
         groups, terms, lanes = codes.shape
         count, rank = plan.shape
         codes = np.ascontiguousarray(codes)
-        operand = cls(plan, _bytes_of_b(plan, codes), codes.shape)
+        operand = cls(plan, _bytes_of_b(plan, codes, 1), codes.shape)
         if not count:
             operand.bytes = np.zeros(0, np.uint8)
         if rank:
@@ -142,11 +142,11 @@ class Operand:
     def of_votes(cls, plan: Plan, codes: NDArray[np.int16], turned: bool, threads: int) -> Operand:
         """Of votes (N, I, J, D): N * J groups, I terms of D lanes or, `turned`, D of I. The plan has no factors."""
         count, inputs, classes, dim = codes.shape
-        found = _bytes_of_b(plan, np.ascontiguousarray(codes))
+        found = _bytes_of_b(plan, np.ascontiguousarray(codes), threads)
         out = np.empty_like(found)
         sizes, how = map(ctypes.c_int64, codes.shape), map(ctypes.c_int32, (turned, threads))
         _library().redcane_votes(_pointer(found), _pointer(out), *sizes, *how)
-        return cls(plan, out, (count * classes, *((dim, inputs) if turned else (inputs, dim))))
+        return cls(plan, out, (count * classes, *((dim, inputs) if turned else (inputs, dim))), threads)
 
     def idle(self, plan: Plan) -> NDArray[np.int32]:
         """What all values of an idle a add to the sums (groups, lanes), for a plan that has such an a."""
@@ -156,14 +156,16 @@ class Operand:
         """The sums (groups, lanes) over all terms of what each byte has in a column (256,), modulo 2^32."""
         out = np.empty((groups, self.lanes), np.int32)
         arrays = (_pointer(column), _pointer(self.bytes), _pointer(out))
-        _library().redcane_columns(*arrays, *map(ctypes.c_int64, (groups, self.terms, self.lanes)))
+        sizes = map(ctypes.c_int64, (groups, self.terms, self.lanes))
+        _library().redcane_columns(*arrays, *sizes, ctypes.c_int32(self._threads))
         return out
 
 
-def _bytes_of_b(plan: Plan, codes: NDArray[np.int16]) -> Bytes:
+def _bytes_of_b(plan: Plan, codes: NDArray[np.int16], threads: int) -> Bytes:
     """Flat, and then some."""
     out = np.empty(codes.size + SLACK, np.uint8)
-    _library().redcane_b(_pointer(codes), _pointer(out), ctypes.c_int64(codes.size), ctypes.c_int32(plan.folded))
+    how = map(ctypes.c_int32, (plan.folded, threads))
+    _library().redcane_b(_pointer(codes), _pointer(out), ctypes.c_int64(codes.size), *how)
     return out
 
 
