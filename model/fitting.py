@@ -104,18 +104,24 @@ class Fitting:
         """What fitting an operation ("layer.operation") to a multiplier comes to; None of one without weights."""
         name, _, operation = key.rpartition(".")  # a layer's name may have a point, and begin with another's
         (layer,) = (layer for layer in quantized.layers if layer.name == name)
-        product = replace(layer.products()[operation], component="")
-        place = (key, product, digest(np.ascontiguousarray(table).tobytes()))
-        if place not in self._prospects:
-            self._prospects[place] = self._prospect(layer, operation, table)
-        return self._prospects[place]
+        return self._prospect(layer, operation, table)
 
     def _prospect(self, layer: Layer, operation: str, table: Table) -> Prospect | None:
-        if isinstance(layer, QClassCaps):
-            return self._votes_prospect(layer, table) if operation == "votes" else None
-        name, conv = convolution_of(layer)
-        reads = self._reads(layer) if conv is not None and name == operation else None
-        return reads.prospect(conv.mac, table, self._growths) if conv is not None and reads is not None else None
+        product = replace(layer.products()[operation], component="")
+        place = (f"{layer.name}.{operation}", product, digest(np.ascontiguousarray(table).tobytes()))
+        if place not in self._prospects:
+            name, conv = convolution_of(layer)
+            found = None
+            if isinstance(layer, QClassCaps) and operation == "votes":
+                found = self._votes_prospect(layer, table)
+            elif conv is not None and operation == name and (reads := self._reads(layer)) is not None:
+                found = reads.prospect(conv.mac, table, self._growths)
+            self._prospects[place] = found
+        return self._prospects[place]
+
+    def _growth(self, layer: Layer, operation: str, table: Table) -> float:
+        prospect = self._prospect(layer, operation, table)
+        return prospect.growth if prospect else 1.0
 
     def _layer(self, layer: Layer, tables: Mapping[str, Table]) -> Layer:
         products = {name: p for name, p in layer.products().items() if not _is_exact(tables[p.component])}
@@ -152,7 +158,7 @@ class Fitting:
         gain = common_gain(reads.weights, lines, product.b)
         if not gain > LEAST_GAIN:
             return conv
-        gain *= reads.prospect(product, table, self._growths).growth
+        gain *= self._growth(layer, convolution_of(layer)[0], table)
 
         def rounded(wanted: list[Reals]) -> list[Codes]:
             return [compensated(part, of, terms.upper)
@@ -212,7 +218,7 @@ class Fitting:
 
     def _votes(self, layer: QClassCaps, table: Table) -> QClassCaps:
         """Class capsules whose votes are fitted to this product table. They have no bias."""
-        product, growth = layer.votes, self._votes_prospect(layer, table).growth
+        product, growth = layer.votes, self._growth(layer, "votes", table)
         read = self._calibration.read(f"{layer.name}.votes", product.a)  # (N, I, D)
         line = self._of_votes(layer).lines(product, table, offsets=False)
         weights = self._matrices(layer)
