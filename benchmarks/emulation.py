@@ -246,12 +246,17 @@ class Votes(Convolution):
         return terms.sum(axis=1)
 
 
-def layers(only: str) -> dict[str, Any]:
-    """GMAC/s of every layer, by format, level and multiplier, each with the plan that was chosen."""
+def measured_levels() -> tuple[str, ...]:
+    """AVX2 and better, where the processor has them."""
     best_of = best_level()
     if best_of is None:
         raise SystemExit("there is no compiler: nothing to measure")
-    levels = LEVELS[LEVELS.index("avx2") if best_of != "portable" else 0 : LEVELS.index(best_of) + 1]
+    return LEVELS[LEVELS.index("avx2") if best_of != "portable" else 0 : LEVELS.index(best_of) + 1]
+
+
+def layers(only: str) -> dict[str, Any]:
+    """GMAC/s of every layer, by format, level and multiplier, each with the plan that was chosen."""
+    levels = measured_levels()
     tables = multipliers()
     first = next(iter(tables.values()))
     rows: dict[str, Any] = {}
@@ -342,32 +347,30 @@ def trained_network(name: str, images: int) -> tuple[QNetwork, torch.Tensor]:
 
 
 def trained() -> dict[str, Any]:
-    """GMAC/s per core of trained CapsNets' layers on what they read of 16 test images, by multiplier, beside torch in
-    float32. What is not summed because an activation is zero counts as done; `active` is the share of the others."""
-    level = best_level()
-    if level is None:
-        raise SystemExit("there is no compiler: nothing to measure")
+    """GMAC/s per core of trained CapsNets' layers on what they read of 16 test images, by level and multiplier, beside
+    torch in float32. What is not summed because an activation is zero counts as done; `active` is the others' share."""
+    levels = measured_levels()
     rows: dict[str, Any] = {}
     for name in TRAINED:
         network, pixels = trained_network(name, 16)
         trace = Emulator(network).run(image_codes(network, pixels))
         for layer, (source,) in network.sources():
             x = trace[source].numpy()
-            row: dict[str, Any] = {}
-            for label, table in multipliers().items():
-                case = of_layer(layer, x, label, table)
-                work = case.sums * case.terms / 1e9
-                row.setdefault("torch float32", work / best(case.float32()))
-                terms = term_table(case.product, table)
-                active = (terms != terms[0]).any(axis=1)[case.x.astype(np.uint8)].mean()
-                speed = work / best(case.kernel(level))
-                row[f"{label}: {case.plan(level)}"] = {"GMAC/s": speed, "active": float(active)}
+            cases = {label: of_layer(layer, x, label, table) for label, table in multipliers().items()}
+            first = next(iter(cases.values()))
+            work = first.sums * first.terms / 1e9
+            row: dict[str, Any] = {"active": {}, "torch float32": work / best(first.float32())}
+            for label, case in cases.items():
+                terms = term_table(case.product, case.table)
+                row["active"][label] = float((terms != terms[0]).any(axis=1)[case.x.astype(np.uint8)].mean())
+            for level in levels:
+                row[level] = {label: work / best(case.kernel(level)) for label, case in cases.items()}
             rows[f"{name}, {layer.name}"] = row
             print(f"{name}, {layer.name}")
             for label, value in row.items():
-                of = (value["GMAC/s"], value["active"]) if isinstance(value, dict) else (value, 1.0)
-                print(f"    {label:40} {of[0]:8.1f} GMAC/s, {of[1]:4.0%} active", flush=True)
-    return {"unit": "GMAC/s per core", "level": level, "layers": rows}
+                ends = (min(value.values()), max(value.values())) if isinstance(value, dict) else (value,)
+                print(f"    {label:16}", " ... ".join(f"{each:7.2f}" for each in ends), flush=True)
+    return {"unit": "GMAC/s per core", "levels": levels, "layers": rows}
 
 
 def of_layer(layer: Any, x: NDArray[np.int16], name: str, table: Table) -> Convolution:

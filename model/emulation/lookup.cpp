@@ -211,7 +211,7 @@ void compute(const Tile &t, const Steps &steps) {
 
 extern "C" {
 
-// The best level that this processor has: 0 portable, 1 AVX2, 2 AVX-512 with VBMI and VNNI
+// The best level that this processor has: 0 portable, 1 AVX2, 2 AVX-512 with VBMI, VBMI2 and VNNI
 int32_t redcane_level() {
 #ifdef X86
     __builtin_cpu_init();

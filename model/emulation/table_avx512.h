@@ -1,4 +1,4 @@
-// Lookups in 512-bit registers, 64 at once (AVX-512 VBMI).
+// Lookups in 512-bit registers, 64 at once (AVX-512 VBMI), of all terms or of those listed (VBMI2).
 
 #pragma once
 
