@@ -254,6 +254,14 @@ def measured_levels() -> tuple[str, ...]:
     return LEVELS[LEVELS.index("avx2") if best_of != "portable" else 0 : LEVELS.index(best_of) + 1]
 
 
+def show(name: str, row: dict[str, Any]) -> None:
+    """A layer's figures; of several multipliers the ends."""
+    print(name)
+    for label, value in row.items():
+        ends = (min(value.values()), max(value.values())) if isinstance(value, dict) else (value,)
+        print(f"    {label:28}", " ... ".join(f"{each:6.2f}" for each in ends), flush=True)
+
+
 def layers(only: str) -> dict[str, Any]:
     """GMAC/s of every layer, by format, level and multiplier, each with the plan that was chosen."""
     levels = measured_levels()
@@ -278,10 +286,7 @@ def layers(only: str) -> dict[str, Any]:
                     speeds[f"{label}: {case.plan(level)}"] = work / best(run)
                 row[f"{format}, {level}"] = speeds
         rows[name] = row
-        print(name)
-        for label, value in row.items():
-            ends = (min(value.values()), max(value.values())) if isinstance(value, dict) else (value,)
-            print(f"    {label:28}", " ... ".join(f"{speed:6.2f}" for speed in ends), flush=True)
+        show(name, row)
     return {"unit": "GMAC/s per core", "levels": levels, "layers": rows}
 
 
@@ -366,10 +371,7 @@ def trained() -> dict[str, Any]:
             for level in levels:
                 row[level] = {label: work / best(case.kernel(level)) for label, case in cases.items()}
             rows[f"{name}, {layer.name}"] = row
-            print(f"{name}, {layer.name}")
-            for label, value in row.items():
-                ends = (min(value.values()), max(value.values())) if isinstance(value, dict) else (value,)
-                print(f"    {label:16}", " ... ".join(f"{each:7.2f}" for each in ends), flush=True)
+            show(f"{name}, {layer.name}", row)
     return {"unit": "GMAC/s per core", "levels": levels, "layers": rows}
 
 

@@ -30,6 +30,7 @@ MOST_FACTORS = 32  # beyond, no processor multiplies faster than it looks up
 
 
 _made: dict[tuple[Product, str, str, bool], Plan] = {}
+_tables: dict[tuple[Product, str], Plan] = {}
 _MOST_MADE = 128  # of up to some 400 KB
 
 
@@ -55,8 +56,17 @@ def for_few(
 
     None where there is no idle a, and for short sums: what is done once for each takes longer than their terms.
     """
-    table = plan if plan.shape[1] == 0 else table_plan(product, terms)
-    if table.idle < 0 or length < _SHORT:
+    if length < _SHORT:
+        return None
+    table = plan
+    if plan.shape[1]:  # it has factors
+        key = (product, digest(terms.tobytes()))
+        if key not in _tables:
+            if len(_tables) >= _MOST_MADE:
+                _tables.clear()
+            _tables[key] = table_plan(product, terms)
+        table = _tables[key]
+    if table.idle < 0:
         return None
     if table is plan:
         return table, _EVEN[level]

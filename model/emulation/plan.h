@@ -27,7 +27,7 @@ struct Plan {
     int32_t folded;          // 128 entries, else 256
     int32_t rank;
     int32_t differ;  // added where the signs of a and b differ, if it is not 0
-    int32_t idle;    // the byte of a whose terms come to nothing, if any: else -1
+    int32_t idle;    // the byte of a whose values are alike for all b of a sign, if there is: else -1
 };
 
 struct Requantizer {
